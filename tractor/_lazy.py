@@ -1,0 +1,52 @@
+"""
+Export tables of packages whose names load at first use.
+
+A package's `__init__` lists its public names and where each lives; nothing is
+imported until a name is asked for, and then it is kept in the package's
+globals, so that `__getattr__` runs once per name.  Every `__init__` of this
+project uses it:
+
+    __getattr__, __dir__, __all__ = lazy_exports(__name__, {
+        'Context': 'tractor._context:Context',  # an attribute of a module
+        'log': 'tractor.log',  # a module itself
+    })
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazy_exports(
+    module_name: str, table: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """
+    Return `__getattr__`, `__dir__` and `__all__` for a lazily loaded package.
+
+    Args:
+        module_name: The package's own `__name__`.
+        table: Name to `'package.module'` (that module) or
+            `'package.module:attribute'`.  A leading dot is relative to the package.
+    Returns:
+        The three objects, to be bound in the package.  `__all__` lists the names
+        without a leading underscore, in the order of the table.
+    """
+
+    def getattr_lazily(name: str) -> Any:
+        target = table.get(name)
+        if target is None:
+            raise AttributeError(f'module {module_name!r} has no attribute {name!r}')
+        path, _, attribute = target.partition(':')
+        value: Any = import_module(path, module_name)
+        if attribute:
+            value = getattr(value, attribute)
+        vars(sys.modules[module_name])[name] = value
+        return value
+
+    def dir_lazily() -> list[str]:
+        return sorted({*vars(sys.modules[module_name]), *table})
+
+    return getattr_lazily, dir_lazily, [n for n in table if not n.startswith('_')]

@@ -1,0 +1,232 @@
+"""
+What a nursery does when a child ends, and what it raises in the end.
+
+Two kinds of children: a *daemon* serves until somebody cancels it, a *run-once* child
+ends with its main task.  After a body that ended well, every run-once child is waited
+for before any failure of one counts (all errors are collected); a child that dies, or
+a body that fails, cancels the rest at once.  `runtime/_supervise` feeds the events and
+carries out the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final
+
+Uid = tuple[str, str]
+
+GROUP_MESSAGE: Final = 'tractor.ActorNursery errored with'
+
+
+class Join(Enum):
+    """What a nursery whose body is over does next."""
+
+    WAIT = auto()  # until something changes
+    CANCEL = auto()  # ask every child to end, once
+    DONE = auto()
+
+
+class ChildState:
+    """What is known of one child."""
+
+    __slots__ = ('asked', 'ended', 'lost', 'pending', 'run_once', 'taken', 'uid')
+
+    def __init__(self, uid: Uid) -> None:
+        self.uid = uid
+        self.run_once = False
+        self.asked = False  # somebody asked it to end, or it said farewell
+        self.lost = False  # its connection was gone before anybody could ask
+        self.pending = False  # run-once: its result is still awaited
+        self.taken = False  # run-once: the user has seen its error already
+        self.ended = False
+
+
+class Supervision:
+    """
+    The state of one nursery's children and errors.
+
+    Attributes:
+        children: Every child ever added, by uid.
+        errors: Child errors by uid, in order of completion.
+        own_error: What the body raised.
+        body_over: The join phase has begun.
+        cancelling: All children were asked to end.
+    """
+
+    __slots__ = (
+        '_dead',
+        '_must_cancel',
+        'body_over',
+        'cancelling',
+        'children',
+        'errors',
+        'own_error',
+    )
+
+    def __init__(self) -> None:
+        self.children: dict[Uid, ChildState] = {}
+        self.errors: dict[Uid, BaseException] = {}
+        self.own_error: BaseException | None = None
+        self.body_over = False
+        self.cancelling = False
+        self._must_cancel = False
+        self._dead: set[Uid] = set()
+
+    # -- events ---------------------------------------------------------------
+
+    def added(self, uid: Uid) -> ChildState:
+        """A child came up."""
+        state = self.children[uid] = ChildState(uid)
+        return state
+
+    def runs_once(self, uid: Uid) -> None:
+        """It has a main task, whose result will be waited for."""
+        state = self.children[uid]
+        state.run_once = state.pending = True
+
+    def asked(self, uid: Uid, reachable: bool = True) -> None:
+        """It was asked to end, or found out of reach when it should have been."""
+        state = self.children.get(uid)
+        if state is None or state.ended or state.asked:
+            return
+        if reachable:
+            state.asked = True
+        else:
+            state.lost = True
+
+    def result_taken(self, uid: Uid) -> None:
+        """The user received its main task's result or error."""
+        state = self.children.get(uid)
+        if state is not None:
+            state.taken = True
+
+    def finished(self, uid: Uid, error: BaseException | None = None) -> None:
+        """Its main task is over; an error the user has not seen is collected."""
+        state = self.children[uid]
+        state.pending = False
+        if error is not None and not state.taken and not self.cancelling:
+            self.errors.setdefault(uid, error)
+
+    def collected(self, uid: Uid, error: BaseException) -> None:
+        """It had failed, unseen, before the body did."""
+        if not self.children[uid].taken:
+            self.errors.setdefault(uid, error)
+
+    def failed(self, uid: Uid, error: BaseException) -> None:
+        """It reported that its runtime failed: cancel the rest at once."""
+        self.children[uid].asked = True  # its end is accounted for
+        if not self.cancelling:
+            self.errors.setdefault(uid, error)
+            self._must_cancel = True
+
+    def ended(self, uid: Uid, orderly: bool) -> bool:
+        """
+        Its process is gone.
+
+        Args:
+            orderly: It said farewell, or this nursery killed it on purpose.
+        Returns:
+            Whether it *died*: nobody had asked it to end.  The caller then has to
+            report it through `died()`.
+        """
+        state = self.children[uid]
+        state.ended, state.pending = True, False
+        if orderly or state.asked or uid in self.errors:
+            return False
+        if not self.cancelling:
+            return True
+        # Found dead by the teardown: worth telling only if it is why all this ends.
+        own = self.own_error
+        return state.lost and own is not None and _is_only(own, _is_symptom_of(uid))
+
+    def died(self, uid: Uid, error: BaseException) -> None:
+        """Record the death that `ended()` found; the rest is cancelled at once."""
+        self._dead.add(uid)
+        self.errors.setdefault(uid, error)
+        self._must_cancel = True
+
+    def body_ended(self, error: BaseException | None) -> None:
+        """The body is over; an error of its own cancels all children."""
+        self.body_over = True
+        if error is not None:
+            self.own_error = error
+            self._must_cancel = True
+
+    def join_cancelled(self, error: BaseException) -> None:
+        """The wait for the children was cancelled from outside."""
+        if self.own_error is None:
+            self.own_error = error
+        self._must_cancel = True
+
+    def cancel_started(self) -> None:
+        """All children are being asked to end."""
+        self.cancelling = True
+
+    # -- answers --------------------------------------------------------------
+
+    @property
+    def must_cancel(self) -> bool:
+        """Whether something happened that ends the nursery."""
+        return self._must_cancel and not self.cancelling
+
+    def next_step(self) -> Join:
+        """Return what the join phase does now."""
+        alive = [s for s in self.children.values() if not s.ended]
+        if self.must_cancel:
+            return Join.CANCEL if alive else Join.DONE
+        if not alive:
+            return Join.DONE
+        if self.cancelling or any(s.pending for s in alive):
+            return Join.WAIT
+        return Join.CANCEL if self.errors else Join.WAIT
+
+    def outcome(self, is_cancelled: type[BaseException]) -> BaseException | None:
+        """
+        Return what the nursery raises, or `None`.
+
+        Args:
+            is_cancelled: The class of a cancellation, which yields to any error.
+        """
+        own = self.own_error
+        if own is not None:
+            own = self._without_symptoms(own)
+        children = [exc for exc in self.errors.values() if exc is not own]
+        if (
+            children
+            and own is not None
+            and _is_only(own, lambda exc: isinstance(exc, is_cancelled))
+        ):
+            own = None
+        found = children if own is None else [own, *children]
+        if len(found) < 2:
+            return found[0] if found else None
+        return BaseExceptionGroup(GROUP_MESSAGE, found)
+
+    def _without_symptoms(self, own: BaseException) -> BaseException | None:
+        """Drop what only says that the connection to a dead child is gone."""
+        is_symptom = _is_symptom_of(*self._dead)
+        if not self._dead:
+            return own
+        if isinstance(own, BaseExceptionGroup):
+            return own.split(
+                lambda exc: not isinstance(exc, BaseExceptionGroup) and is_symptom(exc)
+            )[1]
+        if not is_symptom(own):
+            return own
+        death = self.errors[own.peer]  # type: ignore[attr-defined]
+        if death.__cause__ is None:
+            death.__cause__ = own
+        return None
+
+
+def _is_symptom_of(*uids: Uid) -> Callable[[BaseException], bool]:
+    """Return what tells errors that only say one of these peers cannot be reached."""
+    return lambda exc: getattr(exc, 'peer', None) in uids
+
+
+def _is_only(exc: BaseException, rule: Callable[[BaseException], bool]) -> bool:
+    """Whether the rule holds for every leaf of a possible group."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(_is_only(inner, rule) for inner in exc.exceptions)
+    return rule(exc)

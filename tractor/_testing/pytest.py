@@ -1,0 +1,343 @@
+"""
+The pytest plugin: which backend and transport a session uses, and its fixtures.
+
+Owns the command line of such a session and the process-wide settings that follow from
+it; everything it changes is restored per test or at the end of the session.  Active
+with `-p tractor._testing.pytest`.  Importing it loads no part of the runtime, and a
+suite that uses none of its fixtures runs unchanged under it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from tractor.log import StackLevelAdapter
+    from tractor.runtime._state import TransportProtocolKey
+
+# Their fixtures are part of this plugin.
+pytest_plugins = ('tractor._testing._reap', 'tractor._testing.trace')
+
+_SPAWN_BACKENDS: Final = ('trio', 'mp_spawn', 'mp_forkserver')
+
+# Names a test may be marked for although no release offers them yet.
+_RESERVED_BACKENDS: Final = ('subint', 'subint_forkserver', 'main_thread_forkserver')
+
+_FORKING_SPAWNERS: Final = frozenset({'mp_forkserver', 'main_thread_forkserver'})
+
+# Their children inherit pytest's descriptors and would write to its capture file.
+_CAPSYS_REQUIRED_SPAWNERS: Final = frozenset({'main_thread_forkserver'})
+
+_STACKSCOPE_ENV: Final = 'TRACTOR_ENABLE_STACKSCOPE'
+
+_MARKERS: Final = (
+    'no_tpt(proto_key): the test does not support this transport',
+    'skipon_spawn_backend(*start_methods, reason=None): skip under these backends',
+    'has_nested_actors: the test starts actors from actors',
+    'trio: the test runs on trio',
+)
+
+
+# -- command line ------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of a session with actors."""
+    group = parser.getgroup('tractor', 'actor runtime')
+    group.addoption(
+        '--spawn-backend',
+        dest='spawn_backend',
+        metavar='KEY',
+        default='trio',
+        help='how actors are started (default: %(default)s)',
+    )
+    group.addoption(
+        '--tpdb',
+        '--debug-mode',
+        dest='tractor_debug_mode',
+        action='store_true',
+        default=False,
+        help='value of the debug_mode fixture',
+    )
+    group.addoption(
+        '--enable-stackscope',
+        dest='enable_stackscope',
+        action='store_true',
+        default=False,
+        help='dump task trees on SIGUSR1, here and in all actors',
+    )
+    group.addoption(
+        '--tpt-proto',
+        dest='tpt_protos',
+        metavar='KEY',
+        nargs='+',
+        default=['tcp'],
+        help='IPC transport of the session; exactly one (default: tcp)',
+    )
+    group.addoption(
+        '--ll',
+        '--loglevel',
+        dest='loglevel',
+        metavar='LEVEL',
+        default=None,
+        help="console level of the tested project, and of the runtime's without --tl",
+    )
+    group.addoption(
+        '--tl',
+        '--tractor-loglevel',
+        dest='tractor_loglevel',
+        metavar='SPEC',
+        default=None,
+        help='console level of the runtime, or levels per sub-package',
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Refuse, or warn of, a capture mode that hangs with a forking backend."""
+    options = early_config.known_args_namespace
+    if (
+        options.capture != 'fd'
+        or options.spawn_backend not in _CAPSYS_REQUIRED_SPAWNERS
+    ):
+        return
+
+    problem = (
+        f'--spawn-backend={options.spawn_backend} does not work with --capture=fd, '
+        'which its children inherit; use --capture=sys'
+    )
+    if os.environ.get('CI'):
+        sys.stderr.write(f'ERROR: {problem}\n')
+        raise SystemExit(2)
+    early_config.issue_config_time_warning(
+        pytest.PytestConfigWarning(problem), stacklevel=2
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers and make the chosen backend the active one."""
+    for marker in _MARKERS:
+        config.addinivalue_line('markers', marker)
+
+    if config.option.enable_stackscope:
+        raise pytest.UsageError(
+            '--enable-stackscope: this release has no task-tree dumper; '
+            'run without the option'
+        )
+    os.environ.pop(_STACKSCOPE_ENV, None)
+
+    backend = config.option.spawn_backend
+    if backend not in _SPAWN_BACKENDS:
+        raise pytest.UsageError(
+            f'--spawn-backend: unknown backend {backend!r}; '
+            f'known are {", ".join(_SPAWN_BACKENDS)}'
+        )
+    # Importing the plugin must not load the runtime, and trio with it.
+    from tractor.spawn._spawn import try_set_start_method
+
+    try:
+        try_set_start_method(backend)
+    except RuntimeError as err:
+        raise pytest.UsageError(f'--spawn-backend={backend}: {err}') from err
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Show the options the session runs with."""
+    option = config.option
+    return (
+        f'tractor: spawn_backend={option.spawn_backend} '
+        f'tpt_protos={",".join(option.tpt_protos)} '
+        f'debug_mode={option.tractor_debug_mode} '
+        f'loglevel={option.tractor_loglevel or option.loglevel}'
+    )
+
+
+# -- collection and summary --------------------------------------------------
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Skip what is marked for the active backend."""
+    backend = config.option.spawn_backend
+    for item in items:
+        for mark in item.iter_markers('skipon_spawn_backend'):
+            for name in mark.args:
+                if name not in (*_SPAWN_BACKENDS, *_RESERVED_BACKENDS):
+                    raise pytest.UsageError(
+                        f'{item.nodeid}: skipon_spawn_backend names an unknown '
+                        f'backend {name!r}; known are '
+                        f'{", ".join((*_SPAWN_BACKENDS, *_RESERVED_BACKENDS))}'
+                    )
+            if backend in mark.args:
+                reason = mark.kwargs.get('reason') or 'marked in the test'
+                item.add_marker(
+                    pytest.mark.skip(reason=f'not under {backend!r}: {reason}')
+                )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give `start_method` the session's backend, shown in the test's id."""
+    backend = metafunc.config.option.spawn_backend
+    assert backend in _SPAWN_BACKENDS
+    if 'start_method' in metafunc.fixturenames:
+        metafunc.parametrize(
+            'start_method', [backend], scope='session', ids=[f'start_method={backend}']
+        )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List the snapshots of hung tests."""
+    from tractor._testing.trace import _SNAPSHOT_INDEX
+
+    if _SNAPSHOT_INDEX:
+        terminalreporter.section('hang snapshots')
+        for label, directory in _SNAPSHOT_INDEX:
+            terminalreporter.line(f'{label}: {directory}')
+
+
+# -- session fixtures --------------------------------------------------------
+
+
+@pytest.fixture(scope='session')
+def debug_mode(request: pytest.FixtureRequest) -> bool:
+    """Whether `--tpdb` was given."""
+    return bool(request.config.option.tractor_debug_mode)
+
+
+@pytest.fixture(scope='session')
+def spawn_backend(request: pytest.FixtureRequest) -> str:
+    """The key of the active backend."""
+    return str(request.config.option.spawn_backend)
+
+
+@pytest.fixture(scope='session')
+def is_forking_spawner(spawn_backend: str) -> bool:
+    """Whether children of the active backend are forked."""
+    return spawn_backend in _FORKING_SPAWNERS
+
+
+@pytest.fixture(scope='session')
+def testing_pkg_name() -> str:
+    """Name of the package under test; other projects override it."""
+    return 'tractor'
+
+
+@pytest.fixture(scope='session', autouse=True)
+def loglevel(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """The runtime's console level of this session, `None` for the default."""
+    # The runtime is loaded by the first test, not by the plugin.
+    from tractor import log
+
+    spec = request.config.option.tractor_loglevel or request.config.option.loglevel
+    default = log._default_loglevel
+    level: str | None = None
+    if spec:
+        level, _ = log.apply_logspec(spec)
+        if level:
+            log._default_loglevel = level
+    yield level
+    log._default_loglevel = default
+
+
+@pytest.fixture(scope='session')
+def tpt_protos(request: pytest.FixtureRequest) -> list[TransportProtocolKey]:
+    """The transport of the session, as a list of one key."""
+    # The address types load trio.
+    from tractor.discovery._addr import _address_types
+
+    keys: list[TransportProtocolKey] = request.config.option.tpt_protos
+    for key in keys:
+        if key not in _address_types:
+            raise pytest.UsageError(
+                f'--tpt-proto: unknown transport {key!r}; '
+                f'known are {", ".join(_address_types)}'
+            )
+    if len(keys) != 1:
+        pytest.fail(f'--tpt-proto takes one transport per session, not {keys}')
+    return keys
+
+
+@pytest.fixture(scope='session', autouse=True)
+def tpt_proto(
+    tpt_protos: list[TransportProtocolKey],
+) -> Iterator[TransportProtocolKey]:
+    """The transport of the session, made the default of the runtime."""
+    # The runtime is loaded by the first test, not by the plugin.
+    from tractor.runtime import _state
+
+    [key] = tpt_protos
+    default = _state._def_tpt_proto
+    enabled = _state._runtime_vars['_enable_tpts']
+    if key != default:
+        _state._def_tpt_proto = key
+        _state._runtime_vars['_enable_tpts'] = [key]
+    yield key
+    _state._def_tpt_proto = default
+    _state._runtime_vars['_enable_tpts'] = enabled
+
+
+@pytest.fixture(scope='session')
+def reg_addr(tpt_proto: str) -> tuple[str, int] | tuple[str, str]:
+    """A registry address that no other session on this host uses."""
+    from tractor._testing.addr import get_rando_addr
+
+    return get_rando_addr(tpt_proto)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def alert_on_finish(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ring the bell of the terminal, if there is one, when all tests are done."""
+    yield
+    reporter = request.config.pluginmanager.get_plugin('terminalreporter')
+    if reporter is not None and reporter.isatty:
+        reporter.write('\a')
+
+
+# -- fixtures of one test ----------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _reset_runtime_vars() -> Iterator[None]:
+    """Undo what the test changed in the process-wide runtime variables."""
+    # The runtime is loaded by the first test, not by the plugin.
+    from tractor.runtime import _state
+
+    live = _state._runtime_vars
+    before: dict[str, Any] = {
+        key: list(value) if isinstance(value, list) else value
+        for key, value in live.items()
+    }
+    yield
+    # In place: the runtime's modules share the one dict.
+    live.clear()
+    live.update(before)
+
+
+@pytest.fixture
+def test_log(
+    request: pytest.FixtureRequest, testing_pkg_name: str
+) -> StackLevelAdapter:
+    """A logger named after the test's module, below the package under test."""
+    from tractor.log import get_logger
+
+    return get_logger(name=request.module.__name__, pkg_name=testing_pkg_name)
+
+
+@pytest.fixture
+def set_fork_aware_capture(
+    request: pytest.FixtureRequest, is_forking_spawner: bool
+) -> object:
+    """
+    Make the test's output safe to inherit: `capsys` under a forking backend.
+
+    Under any other backend nothing changes and the value is the capture mode.
+    """
+    if is_forking_spawner:
+        return request.getfixturevalue('capsys')
+    return request.config.option.capture

@@ -1,0 +1,215 @@
+"""
+Bring an actor up, keep it up, and bring it down in order.
+
+Up: connect to the parent and take its orders, open the nurseries, import what is
+served, listen, register, serve.  Down: tasks and listeners end first, then the
+lifetime stack is closed, the registrars and the parent are told, and the parent's
+channel goes last.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from .._exceptions import InternalError, TransportClosed
+from ..discovery._addr import default_lo_addrs, wrap_address
+from ..discovery._api import register_actor, unregister_actor
+from ..ipc._chan import Channel
+from ..ipc._server import open_ipc_server
+from ..ipc._transport import IdleFlush
+from ..log import get_logger
+from ..msg.types import SpawnSpec
+from ..trionics._beg import strip
+from . import _state
+from ._msgloop import _start, process_messages
+from ._rpc import try_ship_error_to_remote
+
+if TYPE_CHECKING:
+    from ._runtime import Actor
+
+log = get_logger()
+
+
+async def async_main(
+    actor: Actor,
+    accept_addrs: list[Any] | None = None,
+    parent_addr: Any = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """
+    Run an actor's runtime from boot to end.
+
+    Args:
+        actor: The actor of this process.
+        accept_addrs: Where it listens; `None` means one random address for each
+            transport.
+        parent_addr: Where a child connects back to; `None` for a root.
+        task_status: Told when the actor is registered and serves.
+    Raises:
+        OSError: The parent cannot be reached, or an address not be bound.
+        RemoteActorError: The parent's runtime failed.
+    """
+    actor._task = trio.lowlevel.current_task()
+    IdleFlush.install()
+    try:
+        if parent_addr is not None:
+            spec = await _meet_parent(actor, parent_addr)
+            accept_addrs = spec.bind_addrs
+        try:
+            await _run_in_root_nursery(actor, accept_addrs, task_status)
+        except BaseException as err:
+            error = strip(err)
+            chan = actor._parent_chan
+            if chan is not None and isinstance(error, Exception):
+                await try_ship_error_to_remote(chan, error)
+            raise error from error.__cause__
+        finally:
+            await _close_parent_chan(actor)
+    finally:
+        IdleFlush.remove()
+
+
+async def _meet_parent(actor: Actor, parent_addr: Any) -> SpawnSpec:
+    """Connect back, exchange identities, take the parent's orders."""
+    chan = await Channel.from_addr(wrap_address(parent_addr))
+    await chan._do_handshake(aid=actor.aid)
+    actor._parent_chan = chan
+    spec = await chan.recv()
+    if not isinstance(spec, SpawnSpec):
+        raise InternalError(f'the parent sent {spec!r} instead of a SpawnSpec')
+    actor._spawn_spec = spec
+    rtvars = spec._runtime_vars
+    if bool(rtvars['_is_infected_aio']) is not actor._infected_aio:
+        raise InternalError(
+            'the parent asked for asyncio='
+            f'{rtvars["_is_infected_aio"]}, this process was started otherwise'
+        )
+    rtvars['_is_root'] = False
+    _state.set_runtime_vars(rtvars)
+    actor._registry_addrs = [wrap_address(addr) for addr in spec.reg_addrs]
+    actor.enable_modules = spec.enable_modules
+    actor._parent_main_data = spec._parent_main_data
+    return spec
+
+
+async def _run_in_root_nursery(
+    actor: Actor, accept_addrs: list[Any] | None, task_status: trio.TaskStatus[None]
+) -> None:
+    if actor._root_tn is not None:
+        await _run_services(actor, actor._root_tn, accept_addrs, task_status)
+        return
+    async with trio.open_nursery() as root_tn:
+        actor._root_tn = root_tn
+        await _run_services(actor, root_tn, accept_addrs, task_status)
+
+
+async def _run_services(
+    actor: Actor,
+    root_tn: trio.Nursery,
+    accept_addrs: list[Any] | None,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    try:
+        with trio.CancelScope() as scope:
+            # Connections outlast the tasks that may need them to end in order.
+            async with trio.open_nursery() as peers_tn:
+                async with trio.open_nursery() as service_tn:
+                    actor._service_tn = service_tn
+                    async with open_ipc_server(
+                        parent_tn=service_tn, stream_handler_tn=peers_tn
+                    ) as server:
+                        actor._ipc_server = server
+                        actor.load_modules()
+                        addrs = accept_addrs or _random_addrs(actor)
+                        await server.listen_on(accept_addrs=addrs)
+                        await _go_live(actor, root_tn)
+                        # A scope around all of this cancels the program's own tasks
+                        # first; the runtime serves them until they have ended.
+                        scope.shield = True
+                        task_status.started()
+                        await _until_cancelled(actor)
+                # Without its services an actor still has its parent and its body.
+                await actor._cancel_complete.wait()
+                with trio.CancelScope(shield=True):
+                    await _leave_in_order(actor)
+                peers_tn.cancel_scope.cancel()
+    finally:
+        actor.lifetime_stack.close()
+        if actor._parent_loop is not None:
+            actor._parent_loop.cancel()
+
+
+def _random_addrs(actor: Actor) -> list[Any]:
+    """One address of the system's choice for each enabled transport."""
+    found = []
+    for plain in default_lo_addrs(_state.current_ipc_protos()):
+        default = wrap_address(plain)
+        found.append(default.get_random(bindspace=default.bindspace))
+    return found
+
+
+async def _go_live(actor: Actor, root_tn: trio.Nursery) -> None:
+    """Register, then serve the parent; what it asked meanwhile comes first."""
+    if actor._parent_chan is None:
+        await register_actor(actor)
+        return
+    actor._early_requests = []
+    await root_tn.start(_serve_parent, actor)
+    await register_actor(actor)
+    early, actor._early_requests = actor._early_requests, None
+    for chan, msg in early:
+        _start(actor, chan, msg)
+
+
+async def _serve_parent(
+    actor: Actor, task_status: trio.TaskStatus[trio.CancelScope]
+) -> None:
+    """Read the parent's channel; without it, this actor has no reason to live."""
+    chan = actor._parent_chan
+    assert chan is not None
+
+    class Started:
+        def started(self, scope: trio.CancelScope) -> None:
+            actor._parent_loop = scope
+            task_status.started(scope)
+
+    await process_messages(chan, shield=True, task_status=Started())  # type: ignore[arg-type]
+    if actor._cancel_called:
+        return
+    log.cancel('the parent %s is gone, this actor ends', chan.aid)
+    from ..spawn._lifeline import parent_is_lost  # a child's business only
+
+    parent_is_lost()
+    await actor.cancel(None)
+
+
+async def _until_cancelled(actor: Actor) -> None:
+    """Wait until the service nursery is cancelled; Ctrl-C ends a child in order."""
+    try:
+        await trio.sleep_forever()
+    except KeyboardInterrupt:
+        if actor._parent_chan is None:
+            raise
+        log.cancel('interrupted by the operating system')
+        await actor.cancel(None)
+
+
+async def _leave_in_order(actor: Actor) -> None:
+    """All tasks have ended: clean up, and tell those who know of this actor."""
+    actor.lifetime_stack.close()
+    if not actor.is_registrar:
+        await unregister_actor(actor)
+    await actor._say_farewell()
+
+
+async def _close_parent_chan(actor: Actor) -> None:
+    chan = actor._parent_chan
+    if chan is None:
+        return
+    with trio.move_on_after(0.5, shield=True):
+        try:
+            await chan.aclose()
+        except (TransportClosed, trio.BrokenResourceError):
+            log.transport('the parent closed first')

@@ -1,0 +1,142 @@
+"""
+From a request to a call that is ready to run.
+
+Looks the function up among the modules that the actor serves, finds out what kind it
+is, and binds the arguments.  Everything wrong with a request is found here, before
+anything is scheduled or acknowledged.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, Literal
+
+from .._exceptions import ModuleNotExposed
+
+if TYPE_CHECKING:
+    from .._context import Context
+
+
+class Kind(Enum):
+    """What a function is to the runtime."""
+
+    PLAIN = auto()
+    GENERATOR = auto()
+    STREAM = auto()  # a coroutine function that streams (legacy)
+    CONTEXT = auto()
+
+    @property
+    def functype(self) -> Literal['asyncfunc', 'asyncgen', 'context']:
+        """The wire name."""
+        if self is Kind.PLAIN:
+            return 'asyncfunc'
+        return 'context' if self is Kind.CONTEXT else 'asyncgen'
+
+
+_kinds: weakref.WeakKeyDictionary[Any, Kind] = weakref.WeakKeyDictionary()
+
+
+def kind_of(func: Callable[..., Any]) -> Kind:
+    """
+    Return what kind of endpoint a function is.
+
+    Raises:
+        TypeError: It is not an async function.
+    """
+    target = getattr(func, '__func__', func)
+    kind = _kinds.get(target)
+    if kind is None:
+        kind = _kinds[target] = _inspect(target)
+    return kind
+
+
+def _inspect(func: Callable[..., Any]) -> Kind:
+    if inspect.isasyncgenfunction(func):
+        return Kind.GENERATOR
+    if getattr(func, '_tractor_stream_function', False):
+        return Kind.STREAM
+    if not inspect.iscoroutinefunction(func):
+        name = getattr(func, '__qualname__', repr(func))
+        raise TypeError(f'{name} must be an async function')
+    if getattr(func, '_tractor_context_meta', None) is not None:
+        return Kind.CONTEXT
+    return Kind.PLAIN
+
+
+def look_up(
+    modules: Mapping[str, str], ns: str, name: str, actor_name: str
+) -> Callable[..., Any]:
+    """
+    Return the function `name` of the served module `ns`.
+
+    Args:
+        modules: The served modules.
+        actor_name: Whose they are, for the error.
+    Raises:
+        ModuleNotExposed: The module is not served.
+        AttributeError: The module has no such name.
+    """
+    if ns not in modules and not (ns == '__mp_main__' and '__main__' in modules):
+        raise ModuleNotExposed(
+            f'module {ns!r} is not served by actor {actor_name!r}: start it with '
+            f'`ActorNursery.start_actor({actor_name!r}, enable_modules=[{ns!r}])`'
+        )
+    module = sys.modules.get(ns)
+    if module is None and ns == '__main__':
+        module = sys.modules.get('__mp_main__')
+    if module is None:
+        raise ModuleNotExposed(f'module {ns!r} is served but was never imported')
+    func: Callable[..., Any] = getattr(module, name)
+    return func
+
+
+def bind(
+    func: Callable[..., Any], kind: Kind, kwargs: dict[str, Any], ctx: Context
+) -> Any:
+    """
+    Call the function without running it: return its coroutine or async generator.
+
+    Raises:
+        TypeError: The arguments do not fit.
+    """
+    if kind is Kind.CONTEXT:
+        meta: dict[str, Any] = func._tractor_context_meta  # type: ignore[attr-defined]
+        return func(**{meta['ctx_var_name']: ctx}, **kwargs)
+    if kind is Kind.STREAM:
+        return func(**_stream_param(func, ctx), **kwargs)
+    return func(**kwargs)
+
+
+class _SendSide:
+    """What a `@tractor.stream` function gets as its `stream`."""
+
+    __slots__ = ('ctx',)
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+
+    async def send(self, data: Any) -> None:
+        """Send one message to the caller."""
+        await self.ctx._send_yield(data)
+
+    send_yield = send
+
+
+def _stream_param(func: Callable[..., Any], ctx: Context) -> dict[str, Any]:
+    params = inspect.signature(func).parameters
+    if 'stream' in params:
+        return {'stream': _SendSide(ctx)}
+    name = 'ctx' if 'ctx' in params else 'to_trio'
+    if name == 'ctx':
+        warnings.warn(
+            f'`@tractor.stream decorated funcs should declare a `stream` arg: '
+            f'{func.__qualname__}',
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return {name: ctx}

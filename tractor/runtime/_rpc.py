@@ -1,0 +1,403 @@
+"""
+One request as one task.
+
+`_invoke()` runs a bound function in the actor's service nursery, sends what it yields
+and returns, boxes what it raises, and answers a cancellation.  Nothing that happens in
+such a task disturbs any other: errors go to the requester, and a requester that is
+gone is only logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from .._boxing import pack_error
+from .._exceptions import ContextCancelled, TransportClosed
+from .._protocol.verdict import Ended, Ship, ship
+from ..log import get_logger
+from ..msg.types import Error, Return, StartAck, Stop, Yield
+from ..trionics._beg import strip
+from ..trionics._taskc import find_masked_exc
+from . import _hooks
+from ._endpoint import Kind, bind, kind_of
+from ._state import _ctxvar_Context
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .._context import Context
+    from ..ipc._chan import Channel
+    from ._runtime import Actor
+
+log = get_logger()
+
+GONE = (TransportClosed, trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+async def _invoke(
+    actor: Actor,
+    cid: str,
+    chan: Channel,
+    func: Callable[..., Any],
+    kwargs: dict[str, Any],
+    is_rpc: bool = True,
+    hide_tb: bool = True,
+    return_msg_type: type[Any] = Return,
+    task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """
+    Run one request to its end and answer it.
+
+    Args:
+        actor: The serving actor.
+        cid: Id of the request's context.
+        chan: The requester's channel.
+        func: The function to call.
+        kwargs: Its arguments.
+        is_rpc: Whether the task counts among `actor._rpc_tasks`.
+        return_msg_type: `Return`, or `CancelAck` for the runtime's own endpoints.
+        task_status: Reports the context when the task is about to run.
+    Raises:
+        KeyboardInterrupt: Raised by the function; it is shipped, too.
+    """
+    ctx = actor.get_context(
+        chan=chan, cid=cid, nsf=f'{func.__module__}:{func.__name__}'
+    )
+    entry = actor._rpc_tasks.get((chan, ctx.cid)) if is_rpc else None
+    if entry is None:
+        ctx._scope = trio.CancelScope()
+        done = register(actor, chan, ctx, func) if is_rpc else trio.Event()
+    else:
+        done = entry[2]
+    scope = ctx._scope
+    assert scope is not None
+    token = _ctxvar_Context.set(ctx)
+    try:
+        try:
+            kind = kind_of(func)
+            call = bind(func, kind, kwargs, ctx)
+        except Exception as err:
+            task_status.started(err)
+            await _ship_error(chan, err, cid, func)
+            return
+        with scope:
+            task_status.started(ctx)
+            with _closing(call):
+                reachable = await _reply(
+                    chan, StartAck(cid=cid, functype=kind.functype)
+                )
+                await _RUN[kind](ctx, chan, cid, func, call, return_msg_type, reachable)
+        if scope.cancelled_caught and kind in (Kind.PLAIN, Kind.CONTEXT):
+            await _answer_cancelled(ctx, chan, cid, func)
+    finally:
+        _ctxvar_Context.reset(token)
+        if is_rpc:
+            unregister(actor, chan, ctx)
+        done.set()
+
+
+def register(actor: Actor, chan: Channel, ctx: Context, func: Any) -> trio.Event:
+    """Note a task before it runs, so that a cancel request always finds it."""
+    if not actor._rpc_tasks:
+        actor._ongoing_rpc_tasks = trio.Event()
+    done = trio.Event()
+    actor._rpc_tasks[(chan, ctx.cid)] = (ctx, func, done)
+    return done
+
+
+def unregister(actor: Actor, chan: Channel, ctx: Context) -> None:
+    """Forget a task that has ended."""
+    actor._rpc_tasks.pop((chan, ctx.cid), None)
+    if not actor._rpc_tasks:
+        actor._ongoing_rpc_tasks.set()
+
+
+@contextmanager
+def _closing(call: Any) -> Iterator[None]:
+    """Close a coroutine that never got to run, which would warn otherwise."""
+    try:
+        yield
+    finally:
+        close = getattr(call, 'close', None)
+        if close is not None:
+            close()
+
+
+async def _reply(chan: Channel, msg: Any) -> bool:
+    """Send to the requester; return whether it is still there."""
+    try:
+        await chan.send(msg)
+    except GONE as err:
+        log.warning('requester is gone, %s not sent: %s', type(msg).__name__, err)
+        return False
+    return True
+
+
+async def _run_plain(
+    ctx: Context,
+    chan: Channel,
+    cid: str,
+    func: Any,
+    call: Any,
+    return_msg_type: type[Any],
+    reachable: bool,
+) -> None:
+    try:
+        result = await call
+    except trio.Cancelled:
+        raise
+    except BaseException as err:
+        await _failed(ctx, chan, cid, func, err, reachable)
+        return
+    if reachable and chan.connected():
+        await _send_result(chan, return_msg_type(cid=cid, pld=result), func)
+
+
+async def _run_generator(
+    ctx: Context,
+    chan: Channel,
+    cid: str,
+    func: Any,
+    call: Any,
+    return_msg_type: type[Any],
+    reachable: bool,
+) -> None:
+    try:
+        async with aclosing(call) as agen:
+            async for item in agen:
+                if not await _reply(chan, Yield(cid=cid, pld=item)):
+                    return
+    except trio.Cancelled:
+        with trio.CancelScope(shield=True):
+            await _reply(chan, Stop(cid=cid))
+        raise
+    except BaseException as err:
+        await _failed(ctx, chan, cid, func, err, reachable)
+        return
+    await _reply(chan, Stop(cid=cid))
+
+
+async def _run_stream(
+    ctx: Context,
+    chan: Channel,
+    cid: str,
+    func: Any,
+    call: Any,
+    return_msg_type: type[Any],
+    reachable: bool,
+) -> None:
+    try:
+        await call
+    except trio.Cancelled:
+        raise
+    except BaseException as err:
+        await _failed(ctx, chan, cid, func, err, reachable)
+        return
+    await _reply(chan, Stop(cid=cid))
+
+
+async def _run_context(
+    ctx: Context,
+    chan: Channel,
+    cid: str,
+    func: Any,
+    call: Any,
+    return_msg_type: type[Any],
+    reachable: bool,
+) -> None:
+    """Run an `@context` function in its own nursery and ship what it comes to."""
+    meta = func._tractor_context_meta
+    ended, error, result = Ended.FOREIGN_SCOPE, None, None
+    ctx._task = trio.lowlevel.current_task()
+    outer = ctx._scope
+    try:
+        async with trio.open_nursery() as tn:
+            ctx._scope_nursery, ctx._scope = tn, tn.cancel_scope
+            if outer is not None and outer.cancel_called:
+                tn.cancel_scope.cancel()
+            with _payload_type(ctx, meta):
+                try:
+                    result = await call
+                except BaseException as err:
+                    raise _unmask(err) from err.__cause__
+            ended = Ended.RETURNED
+        if ended is not Ended.RETURNED:
+            ended = Ended.OWN_SCOPE
+    except BaseException as err:
+        error = strip(_unwrap(err))
+        if _all_cancelled(error):
+            raise
+        ended = Ended.RAISED
+    finally:
+        ctx._end()
+        ctx._actor._forget_context(ctx)
+    match ship(ended, ctx._remote_error is not None):
+        case Ship.RESULT:
+            ctx._result = result
+            if reachable and chan.connected():
+                await _send_result(chan, return_msg_type(cid=cid, pld=result), func)
+        case Ship.ERROR:
+            assert error is not None
+            ctx._local_error = error
+            await _failed(ctx, chan, cid, func, error, reachable)
+        case Ship.REMOTE_ERROR:
+            assert ctx._remote_error is not None
+            await _failed(ctx, chan, cid, func, ctx._remote_error, reachable)
+        case Ship.CANCELLED:
+            await _answer_cancelled(ctx, chan, cid, func)
+
+
+_RUN = {
+    Kind.PLAIN: _run_plain,
+    Kind.GENERATOR: _run_generator,
+    Kind.STREAM: _run_stream,
+    Kind.CONTEXT: _run_context,
+}
+
+
+@contextmanager
+def _payload_type(ctx: Context, meta: dict[str, Any]) -> Iterator[None]:
+    spec, hook = meta['pld_spec'], meta['dec_hook']
+    if spec is Any and hook is None:
+        yield
+        return
+    extra = {} if hook is None else {'dec_hook': hook, 'ext_types': [spec]}
+    with ctx._pld_rx.limit_plds(spec, **extra):
+        yield
+
+
+def _unwrap(err: BaseException) -> BaseException:
+    """Take off the group that our own nursery put around the function's error."""
+    if isinstance(err, BaseExceptionGroup) and len(err.exceptions) == 1:
+        return err.exceptions[0]
+    return err
+
+
+# Raised to steer a loop, and then handled: no error was covered.
+_STEERING = (
+    trio.EndOfChannel,
+    trio.WouldBlock,
+    StopIteration,
+    StopAsyncIteration,
+    GeneratorExit,
+    KeyboardInterrupt,
+)
+
+
+def _unmask(err: BaseException) -> BaseException:
+    """Return the error that a cancellation in a `finally:` covered, if any."""
+    if not _all_cancelled(err):
+        return err
+    masked = find_masked_exc(err)
+    if masked is None or isinstance(masked, _STEERING):
+        return err
+    log.warning('a cancellation had covered %r', masked)
+    return masked
+
+
+def _all_cancelled(err: BaseException) -> bool:
+    if isinstance(err, BaseExceptionGroup):
+        return err.split(trio.Cancelled)[1] is None
+    return isinstance(err, trio.Cancelled)
+
+
+async def _send_result(chan: Channel, msg: Any, func: Any) -> None:
+    """Send a result; one that cannot be encoded is an error of the function."""
+    try:
+        await chan.send(msg)
+    except GONE as err:
+        log.warning('requester of %s is gone, result dropped: %s', func.__name__, err)
+    except Exception as err:
+        await _ship_error(chan, err, msg.cid, func)
+
+
+async def _failed(
+    ctx: Context,
+    chan: Channel,
+    cid: str,
+    func: Any,
+    err: BaseException,
+    reachable: bool,
+) -> None:
+    """Ship what a function raised; an interrupt ends the actor, too."""
+    lost = getattr(ctx, '_lost', None)
+    if lost is not None and err is lost:
+        log.runtime('%s ended with its requester', func.__name__)
+        return
+    if not isinstance(err, ContextCancelled):
+        shown = await _hooks.post_mortem(err)
+        if not shown and log.at_least_level('error'):
+            log.error('RPC task crashed: %s\n%s', func.__name__, _report(err))
+    if reachable:
+        await _ship_error(chan, err, cid, func)
+    if isinstance(err, KeyboardInterrupt | SystemExit):
+        raise err
+
+
+def _report(err: BaseException) -> str:
+    """Return a text whose last line names no error: stderr is shared by a tree."""
+    import traceback  # only for a report
+
+    text = ''.join(traceback.format_exception(err)).rstrip()
+    return f'{text}\n ^^^ shipped to the requester ^^^'
+
+
+async def _ship_error(chan: Channel, err: BaseException, cid: str, func: Any) -> None:
+    with trio.CancelScope(shield=True):
+        try:
+            await chan.send(pack_error(err, cid=cid))
+        except GONE as gone:
+            log.warning('requester is gone, error of %s lost: %s', func, gone)
+
+
+async def _answer_cancelled(ctx: Context, chan: Channel, cid: str, func: Any) -> None:
+    """Tell the requester that its task was cancelled, and by whom."""
+    actor = ctx._actor
+    own = actor.aid.uid
+    by_itself = ctx._cancel_called and ctx.side == 'child'
+    canceller = own if by_itself or ctx._canceller is None else ctx._canceller
+    who = 'itself' if by_itself or canceller == own else f'actor {canceller!r}'
+    ctxc = ContextCancelled(
+        f'task {func.__name__!r} of actor {own!r} was cancelled by {who}',
+        boxed_type=ContextCancelled,
+        canceller=canceller,
+    )
+    msg = pack_error(ctxc, cid=cid, src_uid=own, tb_str=f'{ctxc.message}\n')
+    with trio.CancelScope(shield=True):
+        await _reply(chan, msg)
+
+
+async def try_ship_error_to_remote(
+    channel: Channel,
+    err: BaseException,
+    cid: str | None = None,
+    remote_descr: str = 'parent',
+    hide_tb: bool = True,
+) -> None:
+    """
+    Send an error to a peer if it can be reached at all; shielded, never raises.
+
+    Args:
+        channel: The channel to the peer.
+        err: The error.
+        cid: Its context; `None` means that this actor's runtime failed.
+        remote_descr: What the peer is to us, for the log.
+    """
+    with trio.CancelScope(shield=True):
+        try:
+            msg: Error = pack_error(err, cid=cid)
+            await channel.send(msg)
+        except GONE as gone:
+            log.error('%s is gone, cannot be told of %r: %s', remote_descr, err, gone)
+
+
+def __getattr__(name: str) -> Any:
+    if name == 'process_messages':
+        from ._msgloop import process_messages  # it imports this module
+
+        return process_messages
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

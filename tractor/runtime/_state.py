@@ -1,0 +1,314 @@
+"""
+What one process knows about itself: its actor, its runtime variables, its directories.
+
+Owns the process-wide singletons of the runtime.  `_runtime_vars` is one dict for the
+life of the process: others hold references to it, so its contents are replaced and it
+never is.  No other module reads a `TRACTOR_*` environment variable.  Used by
+everything from the log records up to `open_root_actor()`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
+
+from tractor._exceptions import InternalError, NoRuntime
+from tractor.log import set_context_provider
+from tractor.msg.pretty_struct import Struct
+
+if TYPE_CHECKING:
+    from tractor._context import Context
+    from tractor.runtime._runtime import Actor
+
+TransportProtocolKey = Literal['tcp', 'uds']
+
+# The transport where none is asked for; the test plugin assigns another one.
+_def_tpt_proto: TransportProtocolKey = 'tcp'
+
+# Short, since a Unix socket path has 104 bytes there; tests patch it.
+_DARWIN_TMPDIR: Path = Path('/tmp')
+
+_MIB: Final = 2**20
+MAX_FRAME_DEFAULT: Final = 256 * _MIB  # bytes
+MAX_FRAME_LIMIT: Final = 2**32 - 1  # bytes; what the length prefix can express
+
+_current_actor: Actor | None = None
+_last_actor_terminated: Actor | None = None
+_ctxvar_Context: ContextVar[Context | None] = ContextVar(  # noqa: N816
+    'ipc_context', default=None
+)
+
+
+class RuntimeVars(Struct):
+    """The runtime variables as a struct, with their defaults."""
+
+    _is_root: bool = False
+    _root_mailbox: tuple[str | None, str | int | None] = (None, None)
+    _root_addrs: list[tuple[str, str | int]] = []  # noqa: RUF012
+    _enable_tpts: list[TransportProtocolKey] | None = None  # `['tcp']`
+    _registry_addrs: list[tuple[str, str | int]] = []  # noqa: RUF012
+    _debug_mode: bool = False
+    repl_fixture: Any = False
+    use_greenback: bool = False
+    use_stackscope: bool = False
+    _is_infected_aio: bool = False
+
+    def __post_init__(self) -> None:
+        # A struct takes only an empty list as a default.
+        if self._enable_tpts is None:
+            self._enable_tpts = ['tcp']
+
+    def update(self, rtvars: Mapping[str, Any] | RuntimeVars) -> None:
+        """
+        Set the given variables.
+
+        Raises:
+            AttributeError: No such variable; those before it are set.
+        """
+        for name, value in _as_dict(rtvars).items():
+            setattr(self, name, value)
+
+
+def _as_dict(rtvars: Mapping[str, Any] | RuntimeVars) -> dict[str, Any]:
+    """Return a copy as a dict, so that changing a list in it changes no original."""
+    if isinstance(rtvars, RuntimeVars):
+        rtvars = {name: getattr(rtvars, name) for name in rtvars.__struct_fields__}
+    return {
+        name: list(value) if isinstance(value, list) else value
+        for name, value in rtvars.items()
+    }
+
+
+_RUNTIME_VARS_DEFAULTS: Final[dict[str, Any]] = _as_dict(RuntimeVars())
+_runtime_vars: Final[dict[str, Any]] = _as_dict(_RUNTIME_VARS_DEFAULTS)
+
+
+@overload
+def get_runtime_vars(
+    as_dict: Literal[True] = True, clear_values: bool = False
+) -> dict[str, Any]: ...
+
+
+@overload
+def get_runtime_vars(
+    as_dict: Literal[False], clear_values: bool = False
+) -> RuntimeVars: ...
+
+
+def get_runtime_vars(
+    as_dict: bool = True, clear_values: bool = False
+) -> dict[str, Any] | RuntimeVars:
+    """
+    Return a copy of the runtime variables.
+
+    Args:
+        as_dict: `False` returns a `RuntimeVars`.
+        clear_values: Return the defaults instead of what is set.
+    """
+    copied = _as_dict(_RUNTIME_VARS_DEFAULTS if clear_values else _runtime_vars)
+    return copied if as_dict else RuntimeVars(**copied)
+
+
+def set_runtime_vars(rtvars: Mapping[str, Any] | RuntimeVars) -> None:
+    """Replace all runtime variables; the dict that holds them stays the same one."""
+    copied = _as_dict(rtvars)
+    _runtime_vars.clear()
+    _runtime_vars.update(copied)
+
+
+@overload
+def current_actor(err_on_no_runtime: Literal[True] = True) -> Actor: ...
+
+
+@overload
+def current_actor(err_on_no_runtime: bool) -> Actor | None: ...
+
+
+def current_actor(err_on_no_runtime: bool = True) -> Actor | None:
+    """
+    Return the actor that runs in this process.
+
+    Args:
+        err_on_no_runtime: `False` returns `None` where there is none.
+    Raises:
+        NoRuntime: No runtime is open, and `err_on_no_runtime`.
+    """
+    if _current_actor is None and err_on_no_runtime:
+        last = _last_actor_terminated
+        if last is not None:
+            name, uuid = last.aid.uid
+            why = f'that of the last actor, {name!r} ({uuid}), has ended'
+        else:
+            why = 'enter `tractor.open_root_actor()` or `tractor.open_nursery()` first'
+        raise NoRuntime(f'no actor runtime is open in process {os.getpid()}: {why}')
+    return _current_actor
+
+
+def last_actor() -> Actor | None:
+    """Return the actor of this process that ended last, or `None`."""
+    return _last_actor_terminated
+
+
+def is_root_process() -> bool:
+    """Return whether the actor of this process is the root of its tree."""
+    return bool(_runtime_vars['_is_root'])
+
+
+def is_main_process() -> bool:
+    """Return whether this process is none that `multiprocessing` started."""
+    # Loading it costs a child more than the answer is worth; whoever is started by
+    # it has it loaded.
+    process = sys.modules.get('multiprocessing.process')
+    return process is None or process.current_process().name == 'MainProcess'
+
+
+def is_debug_mode() -> bool:
+    """Return whether the tree of this process was opened with `debug_mode=True`."""
+    return bool(_runtime_vars['_debug_mode'])
+
+
+debug_mode = is_debug_mode
+
+
+def current_ipc_protos() -> list[TransportProtocolKey]:
+    """Return the keys of the transports that are enabled in this tree."""
+    protos: list[TransportProtocolKey] = _runtime_vars['_enable_tpts']
+    return protos
+
+
+def current_ipc_ctx(error_on_not_set: bool = False) -> Context | None:
+    """
+    Return the context that the calling task serves or has opened, or `None`.
+
+    Args:
+        error_on_not_set: Raise where there is none.
+    Raises:
+        InternalError: There is none, and `error_on_not_set`.
+    """
+    ctx = _ctxvar_Context.get()
+    if ctx is None and error_on_not_set:
+        raise InternalError(
+            'this task is in no IPC context: it neither runs for a peer nor is inside '
+            '`Portal.open_context()`'
+        )
+    return ctx
+
+
+def get_rt_dir(subdir: str | Path | None = None, appname: str = 'tractor') -> Path:
+    """
+    Return the owner-only runtime directory, where sockets live; make it if missing.
+
+    Args:
+        subdir: A relative path below it, made and checked part by part.
+        appname: Names the directory.
+    Raises:
+        ValueError: `subdir` is absolute or contains `..`.
+        PermissionError: A part is a symlink, no directory, or not this user's.
+    """
+    below = Path(subdir or '')
+    if below.is_absolute() or '..' in below.parts:
+        raise ValueError(
+            f'runtime sub-directory {str(subdir)!r} must be relative and without `..`'
+        )
+    if sys.platform == 'darwin':
+        path = Path(_DARWIN_TMPDIR) / f'{appname}-{os.getuid()}'
+    else:
+        # Only who binds a socket file needs it.
+        import platformdirs
+
+        with warnings.catch_warnings():
+            # It warns where there is no login session, which is nobody's mistake.
+            warnings.simplefilter('ignore')
+            path = Path(platformdirs.user_runtime_dir(appname=appname))
+    _make_parents(path)
+    _make_private(path)
+    for part in below.parts:
+        path /= part
+        _make_private(path)
+    return path
+
+
+def _make_parents(path: Path) -> None:
+    missing = []
+    for parent in path.parents:
+        if parent.exists():
+            break
+        missing.append(parent)
+    for parent in reversed(missing):
+        parent.mkdir(mode=0o700, exist_ok=True)
+
+
+def _make_private(path: Path) -> None:
+    """Make `path` a directory of this user that nobody else can enter, or refuse it."""
+    with suppress(FileExistsError):  # what is there is judged below
+        os.mkdir(path, 0o700)
+    if sys.platform == 'win32':
+        return
+    found = os.lstat(path)
+    uid = os.getuid()
+    if stat.S_ISLNK(found.st_mode):
+        why = 'it is a symlink'
+    elif not stat.S_ISDIR(found.st_mode):
+        why = 'it is no directory'
+    elif found.st_uid != uid:
+        why = f'it belongs to uid {found.st_uid}'
+    else:
+        if stat.S_IMODE(found.st_mode) != 0o700:
+            os.chmod(path, 0o700)
+        return
+    kind = 'Darwin' if sys.platform == 'darwin' else 'POSIX'
+    raise PermissionError(
+        f'Unsafe {kind} runtime directory {str(path)!r} for uid {uid}: {why}; remove it'
+    )
+
+
+def env_loglevel() -> str | None:
+    """Return `TRACTOR_LOGLEVEL`, which overrides the root's log level, or `None`."""
+    return os.environ.get('TRACTOR_LOGLEVEL') or None
+
+
+def env_spawn_method() -> str | None:
+    """Return `TRACTOR_SPAWN_METHOD`, which overrides the spawn method, or `None`."""
+    return os.environ.get('TRACTOR_SPAWN_METHOD') or None
+
+
+def env_cookie_file() -> Path | None:
+    """Return `TRACTOR_COOKIE_FILE`, where the key of TCP connections is, or `None`."""
+    value = os.environ.get('TRACTOR_COOKIE_FILE')
+    return Path(value) if value else None
+
+
+def env_max_frame() -> int:
+    """
+    Return `TRACTOR_MAX_FRAME`, the longest message accepted, in bytes.
+
+    Raises:
+        ValueError: It is no number from 1 to `MAX_FRAME_LIMIT`.
+    """
+    value = os.environ.get('TRACTOR_MAX_FRAME')
+    if not value:
+        return MAX_FRAME_DEFAULT
+    if value.isascii() and value.isdigit() and 1 <= int(value) <= MAX_FRAME_LIMIT:
+        return int(value)
+    raise ValueError(
+        f'TRACTOR_MAX_FRAME={value!r} is no number of bytes from 1 to '
+        f'{MAX_FRAME_LIMIT}; unset it for the default of {MAX_FRAME_DEFAULT}'
+    )
+
+
+def _log_context() -> dict[str, str]:
+    """Return what a log record says about the actor that makes it."""
+    actor = _current_actor
+    if actor is None:
+        return {}
+    return {'actor_name': actor.aid.name, 'actor_uid': actor.aid.uuid[:6]}
+
+
+set_context_provider(_log_context)

@@ -1,0 +1,508 @@
+"""
+`ActorNursery`: owns actors the way a trio nursery owns tasks.
+
+`_protocol.supervise.Supervision` decides; this module feeds it with what happens and
+does what it says: interrupt the body, ask the children to end, wait, raise.  Each child
+is a task of its own (`spawn/_spawn`), shielded from cancellation, so that children stay
+alive while the body unwinds and end only when they are asked to.
+"""
+
+from __future__ import annotations
+
+import inspect
+import uuid as _uuid
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from .._exceptions import ActorDied, RuntimeFailure, Uid
+from .._protocol.escalate import NURSERY_TIMEOUT, Escalation, Step
+from .._protocol.supervise import Join, Supervision
+from ..discovery._addr import get_address_cls, wrap_address
+from ..discovery._api import prefer_addr
+from ..log import get_logger, get_loglevel
+from ..spawn import _spawn
+from ..trionics._beg import strip
+from . import _hooks, _state
+from ._portal import Portal
+from ._runtime import Actor
+
+if TYPE_CHECKING:
+    from ..discovery._addr import UnwrappedAddress
+
+log = get_logger()
+
+_shutdown_msg: Final = 'Actor-runtime-shutdown'
+
+
+class ActorNursery:
+    """
+    Owns the actors started through it; `open_nursery()` makes one.
+
+    Attributes:
+        exited: Set when the block is left, after all children are reaped.
+    """
+
+    def __init__(self, actor: Actor, tn: trio.Nursery) -> None:
+        self._actor = actor
+        self._da_tn = tn
+        self._body_scope = trio.CancelScope()
+        self._sup = Supervision()
+        self._changed = trio.Event()
+        self._waits: dict[Uid, Callable[[], Awaitable[Any]]] = {}
+        self._killed: set[Uid] = set()
+        self._children: dict[Uid, tuple[Actor, Any, Portal | None]] = {}
+        self._cancel_after_result_on_exit: set[Portal] = set()
+        self._join_procs = trio.Event()
+        self._cancel_called = False
+        self._cancelled_caught = False
+        self._at_least_one_child_in_debug = False
+        self._implicit_runtime_started = False
+        self.exited = trio.Event()
+
+    @property
+    def errors(self) -> dict[Uid, BaseException]:
+        """Failures by uid; the body's own error is under this actor's."""
+        found = dict(self._sup.errors)
+        if self._sup.own_error is not None:
+            found[self._actor.aid.uid] = self._sup.own_error
+        return found
+
+    @property
+    def cancel_called(self) -> bool:
+        """Whether `cancel()` was called, by the user or by supervision."""
+        return self._cancel_called
+
+    @property
+    def cancelled_caught(self) -> bool:
+        """Whether a cancel ended all children in order."""
+        return self._cancelled_caught
+
+    @property
+    def cancelled(self) -> bool:
+        """The same as `cancel_called` (deprecated)."""
+        warnings.warn(
+            '`ActorNursery.cancelled` is deprecated, use `.cancel_called`',
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self._cancel_called
+
+    def __repr__(self) -> str:
+        names = ', '.join(uid[0] for uid in self._children)
+        return f'<ActorNursery of {self._actor.aid.reprol()}: {names or "no children"}>'
+
+    # -- starting -------------------------------------------------------------------
+
+    async def start_actor(
+        self,
+        name: str,
+        *,
+        bind_addrs: list[UnwrappedAddress] | None = None,
+        rpc_module_paths: list[str] | None = None,
+        enable_transports: list[str] | None = None,
+        enable_modules: list[str] | None = None,
+        loglevel: str | None = None,
+        debug_mode: bool | None = None,
+        infect_asyncio: bool = False,
+        inherit_parent_main: bool = True,
+        nursery: trio.Nursery | None = None,
+        proc_kwargs: dict[str, Any] | None = None,
+    ) -> Portal:
+        """
+        Start an actor that serves until it is cancelled.
+
+        Returns when it has connected back and was sent its orders; its registration is
+        not waited for (see `wait_for_actor()`).  Cancelled, it kills the new process
+        and waits for that.
+
+        Args:
+            name: Any text; need not be unique.
+            bind_addrs: Where it listens; by default one random address for each
+                transport.
+            enable_transports: Transports it listens on, `'tcp'` or `'uds'`; by default
+                those of this tree.
+            enable_modules: Names of the modules whose functions it serves.
+            loglevel: Its log level; by default this actor's.
+            debug_mode: Not in this release.
+            infect_asyncio: Not in this release.
+            inherit_parent_main: Whether the functions of this process's `__main__`
+                are available there.
+            proc_kwargs: Passed on to `trio.lowlevel.open_process()`.
+        Raises:
+            ModuleNotFoundError: A module cannot be imported; so for every other error
+                that importing one raises, before any process exists.
+            ActorFailure: The process ended before it had connected back.
+            RuntimeFailure: This nursery is being cancelled, or an option cannot work.
+        """
+        if rpc_module_paths:
+            warnings.warn(
+                '`rpc_module_paths` is deprecated, use `enable_modules`',
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        _refuse_missing_features(debug_mode, infect_asyncio)
+        if self._cancel_called or self.exited.is_set():
+            raise RuntimeFailure(
+                f'actor {name!r} cannot be started: its nursery is being cancelled'
+            )
+        modules = [*(enable_modules or ()), *(rpc_module_paths or ())]
+        subactor = Actor(
+            name=name,
+            uuid=str(_uuid.uuid4()),
+            enable_modules=list(dict.fromkeys(modules)),
+            loglevel=loglevel or self._actor.loglevel or get_loglevel(),
+            inherit_parent_main=inherit_parent_main,
+        )
+        rtvars = _inherited_vars(enable_transports)
+        tn = nursery or self._da_tn
+        portal: Portal = await tn.start(
+            partial(
+                _spawn.new_proc,
+                name,
+                self,
+                subactor,
+                self._sup.errors,
+                _plain(bind_addrs),
+                _parent_addr(self._actor),
+                rtvars,
+                infect_asyncio=infect_asyncio,
+                proc_kwargs=dict(proc_kwargs or {}),
+            )
+        )
+        return portal
+
+    async def run_in_actor(
+        self,
+        fn: Callable[..., Any],
+        *,
+        name: str | None = None,
+        bind_addrs: list[UnwrappedAddress] | None = None,
+        rpc_module_paths: list[str] | None = None,
+        enable_modules: list[str] | None = None,
+        loglevel: str | None = None,
+        infect_asyncio: bool = False,
+        inherit_parent_main: bool = True,
+        proc_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Portal:
+        """
+        Start an actor for one task: run `fn(**kwargs)` there, then end it.
+
+        Returns when the task is scheduled.  Its result comes from
+        `Portal.wait_for_result()`, its error from there or from the nursery's end.
+
+        Args:
+            fn: Any async function of an importable module.
+            name: The actor's name; that of `fn` by default.
+            **kwargs: Its arguments; the names above are not passed on.
+        Raises:
+            TypeError: `fn` is not an async function, or it streams.
+            RemoteActorError: The task could not be scheduled.  Otherwise as
+                `start_actor()`.
+        """
+        fn_name = getattr(fn, '__name__', repr(fn))
+        if not inspect.iscoroutinefunction(fn) or getattr(
+            fn, '_tractor_stream_function', False
+        ):
+            raise TypeError(f'{fn_name} must be an async function that does not stream')
+        portal = await self.start_actor(
+            name or fn_name,
+            bind_addrs=bind_addrs,
+            enable_modules=[fn.__module__, *(enable_modules or rpc_module_paths or ())],
+            loglevel=loglevel,
+            infect_asyncio=infect_asyncio,
+            inherit_parent_main=inherit_parent_main,
+            proc_kwargs=proc_kwargs,
+        )
+        uid = _uid_of(portal)
+        self._cancel_after_result_on_exit.add(portal)
+        self._sup.runs_once(uid)
+        portal._taken = partial(self._sup.result_taken, uid)
+        try:
+            await portal._submit_for_result(fn.__module__, fn_name, kwargs)
+        except BaseException as err:
+            # Nothing runs there: the caller has the error, the actor is of no use.
+            self._cancel_after_result_on_exit.discard(portal)
+            self._sup.result_taken(uid)
+            self._sup.finished(uid)
+            if isinstance(err, Exception):
+                self._da_tn.start_soon(self._end_child, uid)
+            raise
+        return portal
+
+    # -- events, called by the child tasks and the message loops -----------------------
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+        if self._sup.must_cancel and not self._sup.body_over:
+            self._body_scope.cancel()
+
+    def _child_up(
+        self,
+        subactor: Actor,
+        proc: Any,
+        portal: Portal,
+        wait: Callable[[], Awaitable[Any]],
+    ) -> None:
+        uid = subactor.aid.uid
+        self._sup.added(uid)
+        self._children[uid] = (subactor, proc, portal)
+        self._waits[uid] = wait
+        self._actor._actoruid2nursery[uid] = self
+        if self._cancel_called:
+            self._da_tn.start_soon(self._end_child, uid)
+
+    def _child_asked(self, uid: Uid) -> None:
+        self._sup.asked(uid)
+
+    def _child_runtime_failed(self, uid: Uid, error: BaseException) -> None:
+        if uid in self._sup.children:
+            self._sup.failed(uid, error)
+            self._notify()
+
+    def _main_task_over(self, uid: Uid, error: BaseException | None) -> None:
+        self._sup.finished(uid, error)
+        self._notify()
+
+    def _child_gone(self, uid: Uid, death: ActorDied | None) -> None:
+        """A child's process is reaped; `None` if it never came up."""
+        self._children.pop(uid, None)
+        self._waits.pop(uid, None)
+        self._actor._actoruid2nursery.pop(uid, None)
+        if uid not in self._sup.children:
+            return
+        died = self._sup.ended(uid, orderly=death is None or uid in self._killed)
+        if died and death is not None:
+            log.error('%s', death)
+            self._sup.died(uid, death)
+        self._notify()
+
+    # -- cancelling -----------------------------------------------------------------
+
+    async def cancel(self, hard_kill: bool = False) -> None:
+        """
+        End all children: ask each, then terminate those that do not confirm.
+
+        Shielded, at most 3 s.  Returns when all have confirmed or were given up on,
+        not when their processes are gone; leaving the nursery's block waits for that.
+        The body itself is not cancelled.  May be called any number of times.
+
+        Args:
+            hard_kill: Send `SIGTERM` at once instead of asking.
+        """
+        self._cancel_called = True
+        self._sup.cancel_started()
+        with trio.move_on_after(NURSERY_TIMEOUT, shield=True) as cs:
+            async with trio.open_nursery() as tn:
+                for uid, (_actor, proc, _portal) in list(self._children.items()):
+                    if hard_kill:
+                        self._terminate(uid, proc)
+                        self._see_to_its_end(uid, Escalation(reachable=False))
+                    else:
+                        tn.start_soon(self._end_child, uid)
+        if cs.cancelled_caught:
+            log.error('%r: children did not end within %g s', self, NURSERY_TIMEOUT)
+            for uid, (_actor, proc, _portal) in list(self._children.items()):
+                self._terminate(uid, proc)
+        self._join_procs.set()
+
+    async def _end_child(self, uid: Uid) -> None:
+        """Ask one child to end; return when it confirmed or is being terminated."""
+        if uid not in self._children:
+            return
+        _actor, proc, portal = self._children[uid]
+        assert portal is not None
+        reachable = portal.chan.connected()
+        self._sup.asked(uid, reachable)
+        steps = Escalation(reachable)
+        with trio.CancelScope(shield=True):
+            if reachable and await portal.cancel_actor(steps.deadline):
+                limit = steps.acked()
+            elif reachable and portal.chan.connected():
+                log.error(
+                    'actor %r did not confirm within %g s', uid[0], steps.deadline
+                )
+                await _hooks.wait_for_debugger()
+                steps.overdue()
+                self._terminate(uid, proc)
+                limit = steps.deadline
+            else:
+                # Its connection broke: it may be ending by itself.
+                steps = Escalation(reachable=False)
+                limit = steps.deadline
+        self._see_to_its_end(uid, steps, limit)
+
+    def _see_to_its_end(
+        self, uid: Uid, steps: Escalation, limit: float | None = None
+    ) -> None:
+        """Make sure in the background that a child's process does end."""
+        if uid in self._children:
+            self._da_tn.start_soon(
+                self._escalate, uid, steps, steps.deadline if limit is None else limit
+            )
+
+    async def _escalate(self, uid: Uid, steps: Escalation, limit: float) -> None:
+        if uid not in self._children:
+            return
+        subactor, proc, _portal = self._children[uid]
+        wait = self._waits[uid]
+        with trio.CancelScope(shield=True):
+            while proc.poll() is None:
+                with trio.move_on_after(limit):
+                    await wait()
+                if proc.poll() is not None:
+                    return
+                if steps.overdue() is Step.TERMINATE:
+                    self._terminate(uid, proc)
+                    limit = steps.deadline
+                    continue
+                self._killed.add(uid)
+                await _spawn.hard_kill(proc, 0, subactor=subactor, wait_func=wait)
+
+    def _terminate(self, uid: Uid, proc: Any) -> None:
+        self._killed.add(uid)
+        if proc.poll() is None:
+            proc.terminate()
+
+    # -- the end of the block ----------------------------------------------------------
+
+    async def _join(self, error: BaseException | None) -> None:
+        """The body is over: see the children through to their end."""
+        if error is not None:
+            await self._wait_for_debugger()
+            self._collect_delivered()
+        self._sup.body_ended(error)
+        while True:
+            step = self._sup.next_step()
+            if step is Join.DONE:
+                break
+            if step is Join.CANCEL:
+                await self.cancel()
+                continue
+            self._join_procs.set()
+            try:
+                with trio.CancelScope(shield=self._sup.cancelling):
+                    await self._changed.wait()
+            except BaseException as err:
+                self._sup.join_cancelled(err)
+        self._join_procs.set()
+        self._cancelled_caught = self._cancel_called and not self._sup.errors
+
+    async def _wait_for_debugger(self) -> None:
+        with trio.CancelScope(shield=True):
+            await _hooks.wait_for_debugger()
+
+    def _collect_delivered(self) -> None:
+        """Errors of run-once children that had come, unseen, before the body failed."""
+        for portal in self._cancel_after_result_on_exit:
+            main = portal._main
+            error = main._remote_error if main is not None else None
+            if error is not None:
+                self._sup.collected(_uid_of(portal), error)
+
+
+def _uid_of(portal: Portal) -> Uid:
+    aid = portal.chan.aid
+    assert aid is not None
+    uid: Uid = aid.uid
+    return uid
+
+
+def _refuse_missing_features(debug_mode: bool | None, infect_asyncio: bool) -> None:
+    """Say at the call that asks for it what this release does not have."""
+    if debug_mode:
+        raise RuntimeFailure('this release has no debugger: leave `debug_mode` off')
+    if infect_asyncio:
+        raise RuntimeFailure(
+            'this release has no asyncio mode: leave `infect_asyncio` off'
+        )
+
+
+def _inherited_vars(enable_transports: list[str] | None) -> dict[str, Any]:
+    """Return the runtime variables that a child starts with."""
+    rtvars = _state.get_runtime_vars()
+    assert isinstance(rtvars, dict)
+    rtvars['_is_root'] = False
+    rtvars['_is_infected_aio'] = False
+    if enable_transports is not None:
+        if not enable_transports:
+            raise RuntimeError(
+                '`enable_transports` is empty: an actor needs at least one transport'
+            )
+        for key in enable_transports:
+            get_address_cls(key)
+        rtvars['_enable_tpts'] = list(enable_transports)
+    return rtvars
+
+
+def _plain(addrs: list[Any] | None) -> list[Any] | None:
+    if addrs is None:
+        return None
+    return [tuple(wrap_address(addr).unwrap()) for addr in addrs]
+
+
+def _parent_addr(actor: Actor) -> UnwrappedAddress:
+    """Return the cheapest address of this actor for a child to connect to."""
+    if not actor.accept_addrs:
+        raise RuntimeFailure(
+            f'{actor.aid.reprol()} does not listen (any more), so that it can have no '
+            'children'
+        )
+    return prefer_addr(actor.accept_addrs)
+
+
+@asynccontextmanager
+async def _supervise(actor: Actor) -> AsyncIterator[ActorNursery]:
+    async with trio.open_nursery() as tn:
+        an = ActorNursery(actor, tn)
+        error: BaseException | None = None
+        try:
+            with an._body_scope:
+                yield an
+        except BaseException as err:
+            error = strip(err)
+        await an._join(error)
+    an.exited.set()
+    outcome = an._sup.outcome(trio.Cancelled)
+    if outcome is not None:
+        raise outcome
+
+
+@asynccontextmanager
+async def open_nursery(
+    *,
+    hide_tb: bool = True,
+    **kwargs: Any,
+) -> AsyncIterator[ActorNursery]:
+    """
+    Open a nursery for actors; in a process without a runtime, boot a root first.
+
+    Leaving the block waits for all children: run-once children end by themselves,
+    others when somebody cancels them.  An error in the body, or the death of a child,
+    cancels them all.  Every process is reaped before the block is left.
+
+    Args:
+        **kwargs: For `open_root_actor()`, if there is no runtime yet; else ignored.
+    Raises:
+        ActorDied: A child ended without having been asked to.
+        RemoteActorError: A run-once child failed.
+        BaseExceptionGroup: More than one of these, or one beside the body's own error.
+    """
+    actor = _state.current_actor(err_on_no_runtime=False)
+    if actor is not None:
+        async with _supervise(actor) as an:
+            yield an
+        return
+    from .._root import open_root_actor  # builds on this module
+
+    async with open_root_actor(**kwargs) as root:
+        async with _supervise(root) as an:
+            an._implicit_runtime_started = True
+            yield an
+    log.info(_shutdown_msg)

@@ -1,0 +1,22 @@
+"""
+How an actor comes to life: the spawn backends.
+
+`_spawn` is the core: it selects the backend, owns the lifecycle that all backends
+share, and holds the process backends `trio`, `mp_spawn` and `mp_forkserver`.
+"""
+
+from __future__ import annotations
+
+from tractor._lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        '_entry': 'tractor.spawn._entry',
+        '_forkserver_override': 'tractor.spawn._forkserver_override',
+        '_lifeline': 'tractor.spawn._lifeline',
+        '_mp_fixup_main': 'tractor.spawn._mp_fixup_main',
+        '_reap': 'tractor.spawn._reap',
+        '_spawn': 'tractor.spawn._spawn',
+    },
+)

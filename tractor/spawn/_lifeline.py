@@ -1,0 +1,93 @@
+"""
+A child that cannot outlive its parent.
+
+Losing the parent's channel ends a child's runtime, but only if its event loop still
+runs.  For a child that is stuck, in C code even, the kernel has to act: the child holds
+the read end of a pipe whose write end only the parent has, and asks for `SIGHUP` when
+it hangs up (`O_ASYNC`, fcntl(2)).  The handler is libc's `alarm()` itself: called with
+the signal's number, 1, it lets `SIGALRM` end the process one second later, without any
+help of the interpreter.  A child that is alive gives itself `ORDERLY` seconds instead
+(`parent_is_lost()`).
+
+`PR_SET_PDEATHSIG` would not do: it follows the thread that forked, and trio forks from
+worker threads, which end when idle.  A program that handles `SIGHUP` or `SIGALRM` by
+itself keeps its handler, and loses only the kernel's help.  Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+ENV: Final = '_TRACTOR_LIFELINE'  # number of the descriptor; nothing secret
+ORDERLY: Final = 5  # seconds that an orphan may take to end in order
+
+_tied = False
+
+
+@contextlib.contextmanager
+def open_lifeline() -> Iterator[tuple[int, int]]:
+    """
+    Give the two ends of a new lifeline, `(child's, parent's)`.
+
+    The child's end is closed here when the block ends; the parent's lasts, and whoever
+    asked closes it when the child is gone.
+    """
+    read, write = os.pipe()
+    try:
+        yield read, write
+    except BaseException:
+        os.close(write)
+        raise
+    finally:
+        os.close(read)
+
+
+def take_from_env() -> int | None:
+    """Return the descriptor that the parent passed, and hide it from our children."""
+    text = os.environ.pop(ENV, None)
+    if text is None:
+        return None
+    fd = int(text)
+    os.set_inheritable(fd, False)
+    return fd
+
+
+def tie(fd: int) -> None:
+    """Have the kernel end this process soon after the other end of `fd` closes."""
+    global _tied
+    if sys.platform != 'linux':
+        return
+    import ctypes  # trio has loaded it already
+    import fcntl
+
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        return
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal(signal.SIGHUP, ctypes.cast(libc.alarm, ctypes.c_void_p))
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGHUP)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    _tied = True
+    if _has_hung_up(fd):  # before anybody asked to be told
+        signal.alarm(1)
+
+
+def _has_hung_up(fd: int) -> bool:
+    import select
+
+    poll = select.poll()
+    poll.register(fd, select.POLLHUP)
+    return bool(poll.poll(0))
+
+
+def parent_is_lost() -> None:
+    """This process noticed it by itself: let it end in order, within `ORDERLY`."""
+    if _tied:
+        signal.alarm(ORDERLY)

@@ -1,0 +1,118 @@
+"""
+What a child leaves behind when it could not clean up.
+
+A killed process leaves its Unix sockets in the file system.  Its parent removes them,
+or whoever finds them: a socket file that names a process is dead when nobody listens.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..ipc._uds import UDSAddress
+from ..log import get_logger
+
+if TYPE_CHECKING:
+    from ..runtime._runtime import Actor
+
+log = get_logger()
+
+_NAMED_FOR_A_PROCESS: Final = re.compile(r'.+@(\d+)\.sock')
+
+
+def unlink_uds_bind_addrs(
+    proc: Any,
+    *,
+    bind_addrs: Iterable[Any] | None = None,
+    subactor: Actor | None = None,
+) -> None:
+    """
+    Remove the Unix sockets of a child that is gone.
+
+    Args:
+        proc: Its process handle; only `.pid` is used.
+        bind_addrs: The addresses it was told to bind; else its default one is made up
+            from its name and pid.
+        subactor: The actor it was.
+
+    Missing files are ignored, other failures only logged.
+    """
+    for path in _paths(proc, bind_addrs, subactor):
+        _unlink(path)
+
+
+def _paths(
+    proc: Any, bind_addrs: Iterable[Any] | None, subactor: Actor | None
+) -> list[Path]:
+    if bind_addrs:
+        from ..discovery._addr import wrap_address  # rarely needed
+
+        found = [wrap_address(addr) for addr in bind_addrs]
+        return [addr.sockpath for addr in found if isinstance(addr, UDSAddress)]
+    if subactor is None or proc.pid is None:
+        return []
+    space = UDSAddress.def_bindspace
+    try:
+        name = UDSAddress.get_sockname(
+            name=subactor.aid.name, pid=proc.pid, bindspace=space
+        )
+    except Exception as err:
+        log.warning('no socket path for %r: %s', subactor.aid.name, err)
+        return []
+    return [space / name]
+
+
+def _unlink(path: Path) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        log.warning('cannot remove the socket %s: %s', path, err)
+        return
+    log.runtime('removed the socket %s of a dead process', path)
+
+
+def sweep(folder: Path | None = None) -> int:
+    """
+    Remove sockets of dead processes from our runtime directory.
+
+    Only files named `<name>@<pid>.sock` whose process is gone and where nobody
+    accepts connections (a pid proves nothing across containers).
+
+    Returns:
+        How many were removed.
+    """
+    space = UDSAddress.def_bindspace if folder is None else folder
+    removed = 0
+    try:
+        names = os.listdir(space)
+    except OSError:
+        return 0
+    for name in names:
+        match = _NAMED_FOR_A_PROCESS.fullmatch(name)
+        if match is None or name.startswith('registry@'):
+            continue
+        if os.path.exists(f'/proc/{match[1]}') or not is_refused(space / name):
+            continue
+        _unlink(space / name)
+        removed += 1
+    return removed
+
+
+def is_refused(path: Path) -> bool:
+    """Whether nobody listens on a socket file."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+        except OSError:
+            return False
+    return False

@@ -1,0 +1,480 @@
+"""
+The core of spawning: which backend is in use, and the life of one child.
+
+A backend brings a process and a way to wait for it.  Everything after that is the same
+for all of them and written once, in `_live()`: wait until the child has connected back
+(or has died), give it its orders, serve until its process ends, and find out whether
+anybody had asked for that end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import trio
+
+from .._exceptions import ActorDied, ActorFailure, ContextCancelled, TransportClosed
+from .._protocol.escalate import BOOT_GRACE, KILL_AFTER
+from ..log import get_logger
+from ..msg.types import SpawnSpec
+from ..runtime import _hooks
+from ..runtime._portal import Portal
+from . import _lifeline, _mp_fixup_main, _reap
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
+
+    from .._exceptions import Uid
+    from ..ipc._chan import Channel
+    from ..runtime._runtime import Actor
+    from ..runtime._supervise import ActorNursery
+
+log = get_logger()
+
+SpawnMethodKey = Literal['trio', 'mp_spawn', 'mp_forkserver']
+
+_ctx: BaseContext | None = None
+_spawn_method: SpawnMethodKey = 'trio'
+
+MP_GRACE: Final = 0.1  # seconds between an mp child's orderly end and SIGTERM
+LOOP_END: Final = 0.5  # seconds to read what a dead child had still sent
+
+Wait = Callable[[], Awaitable[Any]]
+WaitFor = Callable[[Any], Awaitable[Any]]
+Launched = tuple[Any, WaitFor]  # the process handle and what waits for it
+
+
+# -- selection ---------------------------------------------------------------
+
+
+def try_set_start_method(key: SpawnMethodKey) -> BaseContext | None:
+    """
+    Select the backend for this process, and so for its children.
+
+    Returns:
+        The `multiprocessing` context in use; `None` for `'trio'`.
+    Raises:
+        ValueError: There is no such backend.
+        RuntimeError: This interpreter cannot run it.
+    """
+    global _ctx, _spawn_method
+    if key == 'trio':
+        ctx = None
+    elif key in ('mp_spawn', 'mp_forkserver'):
+        ctx = _mp_context(key)
+    else:
+        raise ValueError(
+            f'there is no spawn method {key!r}: choose one of {sorted(_methods)}'
+        )
+    _ctx, _spawn_method = ctx, key
+    return ctx
+
+
+def _mp_context(key: str) -> BaseContext:
+    import multiprocessing  # costs time that the trio backend's children do not need
+
+    method = key.removeprefix('mp_')
+    if method not in multiprocessing.get_all_start_methods():
+        raise RuntimeError(f'this platform has no {method!r} start method')
+    if method == 'forkserver':
+        from . import _forkserver_override
+
+        _forkserver_override.prepare()
+    return multiprocessing.get_context(method)
+
+
+# -- the result of a child's main task ---------------------------------------
+
+
+async def exhaust_portal(portal: Portal, actor: Actor) -> Any:
+    """
+    Wait for the main task of a run-once child.
+
+    Returns:
+        Its result; the error if it failed; the `trio.Cancelled` if the wait was
+        cancelled.  Nothing is raised.
+    """
+    try:
+        return await portal._pull_result()
+    except (Exception, BaseExceptionGroup, trio.Cancelled) as err:
+        log.runtime('main task of %s: %r', actor.aid.uid, err)
+        return err
+
+
+async def cancel_on_completion(
+    portal: Portal, actor: Actor, errors: dict[Uid, BaseException]
+) -> None:
+    """
+    Wait for the main task of a run-once child, then cancel the child.
+
+    Args:
+        portal: To the child.
+        actor: The child as its parent knows it.
+        errors: Gets the task's error under the child's uid.  A lost connection is
+            none: the end of the process tells more.
+    """
+    result = await exhaust_portal(portal, actor)
+    if isinstance(result, trio.Cancelled):
+        raise result
+    if isinstance(result, ContextCancelled) and portal.chan.cancel_called:
+        log.runtime('%s ended as this actor wished', actor.aid.uid)
+    elif isinstance(result, Exception) and not isinstance(result, TransportClosed):
+        errors[actor.aid.uid] = result
+    await portal.cancel_actor()
+
+
+# -- ending a process --------------------------------------------------------
+
+
+async def proc_waiter(proc: Any) -> None:
+    """Wait until a `multiprocessing.Process` has ended and its status is known."""
+    await trio.lowlevel.wait_readable(proc.sentinel)
+    proc.join(timeout=0)
+    if proc.exitcode is None:
+        # The pipe closes an instant before the process can be reaped.
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(proc.join)
+
+
+async def soft_kill(proc: Any, wait_func: WaitFor, portal: Portal) -> None:
+    """
+    Wait for a child's end; if that wait is cancelled, ask the child to end.
+
+    Args:
+        proc: The process handle.
+        wait_func: Waits for it.
+        portal: To the child.
+    Raises:
+        trio.Cancelled: The wait was cancelled; the child may still be alive.
+    """
+    try:
+        await wait_func(proc)
+    except trio.Cancelled:
+        with trio.CancelScope(shield=True):
+            await _hooks.wait_for_debugger()
+            async with trio.open_nursery() as tn:
+
+                async def watch() -> None:
+                    await wait_func(proc)
+                    tn.cancel_scope.cancel()
+
+                tn.start_soon(watch)
+                await portal.cancel_actor()
+                tn.cancel_scope.cancel()
+        if proc.poll() is None:
+            log.warning('%s lives on after its cancel request', proc)
+        raise
+
+
+async def hard_kill(
+    proc: Any,
+    terminate_after: float = KILL_AFTER,
+    *,
+    bind_addrs: list[Any] | None = None,
+    subactor: Actor | None = None,
+    wait_func: Wait | None = None,
+) -> None:
+    """
+    Give a process some time to end, then kill it; remove what it leaves behind.
+
+    Args:
+        proc: The process handle.
+        terminate_after: Seconds to wait before `SIGKILL`.
+        bind_addrs: The addresses the child was told to bind.
+        subactor: The child as its parent knows it.
+        wait_func: Waits for the process; its `wait()` by default.
+    """
+    for pipe in ('stdin', 'stdout', 'stderr'):
+        stream = getattr(proc, pipe, None)
+        if stream is not None:
+            await stream.aclose()
+    wait = wait_func or proc.wait
+    with trio.move_on_after(terminate_after) as cs:
+        await wait()
+    if cs.cancelled_caught:
+        log.critical('#T-800 deployed to collect zombie B0\n%r', proc)
+        proc.kill()
+        with trio.CancelScope(shield=True):
+            await wait()
+    _reap.unlink_uds_bind_addrs(proc, bind_addrs=bind_addrs, subactor=subactor)
+
+
+# -- the life of one child ---------------------------------------------------
+
+
+async def new_proc(
+    name: str,
+    actor_nursery: ActorNursery,
+    subactor: Actor,
+    errors: dict[Uid, BaseException],
+    bind_addrs: list[Any] | None,
+    parent_addr: Any,
+    _runtime_vars: dict[str, Any],
+    *,
+    infect_asyncio: bool = False,
+    task_status: trio.TaskStatus[Portal] = trio.TASK_STATUS_IGNORED,
+    proc_kwargs: dict[str, Any] | None = None,
+) -> None:
+    """
+    Start a child with the selected backend and see it through to its end.
+
+    Runs as one task per child inside the nursery.  Reports a portal through
+    `task_status` when the child is up, returns when its process is reaped.
+
+    Raises:
+        ActorFailure: The child ended before it had connected back.
+    """
+    subactor._spawn_method = _spawn_method
+    await _methods[_spawn_method](
+        name,
+        actor_nursery,
+        subactor,
+        errors,
+        bind_addrs,
+        parent_addr,
+        _runtime_vars,
+        infect_asyncio=infect_asyncio,
+        task_status=task_status,
+        proc_kwargs=proc_kwargs or {},
+    )
+
+
+async def _live(
+    launch: Callable[[], Awaitable[Launched]],
+    an: ActorNursery,
+    subactor: Actor,
+    bind_addrs: list[Any] | None,
+    runtime_vars: dict[str, Any],
+    task_status: trio.TaskStatus[Portal],
+) -> None:
+    """See one child through its life; see the module's docstring."""
+    with trio.CancelScope(shield=True):
+        proc, wait_func = await launch()
+    wait = partial(wait_func, proc)
+    uid = subactor.aid.uid
+    try:
+        chan = await _connect_back(an._actor, subactor, proc, wait)
+        subactor._aid.pid = proc.pid
+        portal = Portal(chan)
+        an._child_up(subactor, proc, portal, wait)
+        await chan.send(_orders(an._actor, subactor, bind_addrs, runtime_vars))
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            an._child_gone(uid, None)
+            if proc.poll() is None:
+                await hard_kill(
+                    proc,
+                    BOOT_GRACE,
+                    bind_addrs=bind_addrs,
+                    subactor=subactor,
+                    wait_func=wait,
+                )
+        raise
+    task_status.started(portal)
+    with trio.CancelScope(shield=True):
+        await _see_through(an, subactor, proc, wait_func, portal)
+        await _read_to_end(an._actor, chan)
+        status = proc.poll()
+        if status != 0:
+            _reap.unlink_uds_bind_addrs(proc, bind_addrs=bind_addrs, subactor=subactor)
+            _reap.sweep()
+        an._child_gone(uid, _death(uid, status))
+
+
+async def _connect_back(
+    parent: Actor, subactor: Actor, proc: Any, wait: Wait
+) -> Channel:
+    """Wait for a child's connection, or for its death."""
+    server = parent.ipc_server
+    assert server is not None
+    chan: Channel | None = None
+    async with trio.open_nursery() as tn:
+
+        async def watch() -> None:
+            await wait()
+            tn.cancel_scope.cancel()
+
+        tn.start_soon(watch)
+        _, chan = await server.wait_for_peer(subactor.aid.uid)
+        tn.cancel_scope.cancel()
+    if chan is None:
+        raise ActorFailure(
+            f'actor {subactor.aid.name!r} ended with status {proc.poll()} before it '
+            'connected back; its own stderr tells more'
+        )
+    return chan
+
+
+def _orders(
+    parent: Actor,
+    subactor: Actor,
+    bind_addrs: list[Any] | None,
+    runtime_vars: dict[str, Any],
+) -> SpawnSpec:
+    return SpawnSpec(
+        _parent_main_data=subactor._parent_main_data,
+        _runtime_vars=runtime_vars,
+        enable_modules=subactor.enable_modules,
+        reg_addrs=[(addr[0], addr[1]) for addr in parent.reg_addrs],
+        bind_addrs=bind_addrs,
+    )
+
+
+async def _see_through(
+    an: ActorNursery, subactor: Actor, proc: Any, wait_func: WaitFor, portal: Portal
+) -> None:
+    """Wait for the process; meanwhile end a run-once child after its main task."""
+    async with trio.open_nursery() as tn:
+
+        async def reap_result() -> None:
+            await an._join_procs.wait()
+            if portal not in an._cancel_after_result_on_exit:
+                return
+            found: dict[Uid, BaseException] = {}
+            try:
+                await cancel_on_completion(portal, subactor, found)
+            finally:
+                an._main_task_over(subactor.aid.uid, found.get(subactor.aid.uid))
+
+        tn.start_soon(reap_result)
+        await soft_kill(proc, wait_func, portal)
+        tn.cancel_scope.cancel()
+
+
+async def _read_to_end(parent: Actor, chan: Channel) -> None:
+    """Let the message loop read what the child sent before its end."""
+    with trio.move_on_after(LOOP_END):
+        await parent._loop_ended(chan)
+
+
+def _death(uid: Uid, status: int | None) -> ActorDied:
+    if status is not None and status < 0:
+        return ActorDied(uid, signal=-status)
+    return ActorDied(uid, exitcode=status)
+
+
+# -- backends ----------------------------------------------------------------
+
+
+async def trio_proc(
+    name: str,
+    actor_nursery: ActorNursery,
+    subactor: Actor,
+    errors: dict[Uid, BaseException],
+    bind_addrs: list[Any] | None,
+    parent_addr: Any,
+    _runtime_vars: dict[str, Any],
+    *,
+    infect_asyncio: bool = False,
+    task_status: trio.TaskStatus[Portal] = trio.TASK_STATUS_IGNORED,
+    proc_kwargs: dict[str, Any] | None = None,
+) -> None:
+    """The default backend: `python -m tractor._child` as a subprocess of trio."""
+    cmd = [
+        sys.executable,
+        '-m',
+        'tractor._child',
+        '--uid',
+        str(subactor.aid.uid),
+        '--parent_addr',
+        str(parent_addr),
+    ]
+    if subactor.loglevel:
+        cmd += ['--loglevel', subactor.loglevel]
+    if infect_asyncio:
+        cmd.append('--asyncio')
+    if subactor._inherit_parent_main:
+        subactor._parent_main_data = _mp_fixup_main.describe()
+    kwargs = dict(proc_kwargs or {})
+    parents_end: list[int] = []
+
+    async def launch() -> Launched:
+        with _lifeline.open_lifeline() as (childs, ours):
+            env = {**(kwargs.pop('env', None) or os.environ)}
+            env[_lifeline.ENV] = str(childs)
+            fds = (*kwargs.pop('pass_fds', ()), childs)
+            proc: trio.Process = await trio.lowlevel.open_process(
+                cmd, env=env, pass_fds=fds, **kwargs
+            )
+            parents_end.append(ours)
+        return proc, trio.Process.wait
+
+    try:
+        await _live(
+            launch, actor_nursery, subactor, bind_addrs, _runtime_vars, task_status
+        )
+    finally:
+        for fd in parents_end:
+            os.close(fd)
+
+
+async def mp_proc(
+    name: str,
+    actor_nursery: ActorNursery,
+    subactor: Actor,
+    errors: dict[Uid, BaseException],
+    bind_addrs: list[Any] | None,
+    parent_addr: Any,
+    _runtime_vars: dict[str, Any],
+    *,
+    infect_asyncio: bool = False,
+    task_status: trio.TaskStatus[Portal] = trio.TASK_STATUS_IGNORED,
+    proc_kwargs: dict[str, Any] | None = None,
+) -> None:
+    """The backends of the standard library: `mp_spawn` and `mp_forkserver`."""
+    if proc_kwargs:
+        raise ValueError(
+            f'{sorted(proc_kwargs)} in `proc_kwargs`: only the trio backend starts a '
+            'subprocess that takes them'
+        )
+    from . import _entry  # what the child runs; nothing else here needs it
+
+    mp_ctx: Any = _ctx
+    key = _spawn_method
+
+    async def launch() -> Launched:
+        async with _start_lock(actor_nursery._actor):
+            info = None
+            if key == 'mp_forkserver':
+                from . import _forkserver_override
+
+                info = await trio.to_thread.run_sync(_forkserver_override.describe)
+            proc = mp_ctx.Process(
+                target=_entry._mp_main,
+                args=(subactor, bind_addrs, info, key, parent_addr, infect_asyncio),
+                name=name,
+            )
+            # Starting one waits for the fork server, and writes to a pipe.
+            await trio.to_thread.run_sync(proc.start)
+        proc.poll = partial(_mp_poll, proc)
+        if proc.pid is None:
+            raise ActorFailure(f'actor {name!r} could not be started: {proc!r}')
+        return proc, proc_waiter
+
+    await _live(launch, actor_nursery, subactor, bind_addrs, _runtime_vars, task_status)
+
+
+def _mp_poll(proc: Any) -> int | None:
+    """Return the exit status, or `None` while the process runs."""
+    status: int | None = proc.exitcode
+    return status
+
+
+_start_locks: weakref.WeakKeyDictionary[Actor, trio.Lock] = weakref.WeakKeyDictionary()
+
+
+def _start_lock(actor: Actor) -> trio.Lock:
+    """`multiprocessing` starts one child at a time: its tables know no threads."""
+    return _start_locks.setdefault(actor, trio.Lock())
+
+
+_methods: dict[str, Callable[..., Awaitable[None]]] = {
+    'trio': trio_proc,
+    'mp_spawn': mp_proc,
+    'mp_forkserver': mp_proc,
+}
