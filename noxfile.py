@@ -1,0 +1,232 @@
+"""
+The project's jobs, started with `./noxw -s NAME`.
+
+The interpreters come from `requires-python` and the backends from `SpawnMethodKey`, so
+that neither is listed twice.  Every environment is an editable, byte-compiled install
+with the versions of `constraints.txt`; it is kept and used again until those change.
+
+What follows `--` goes to pytest (or to the script, for `demo` and `bench`).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+import nox
+
+ROOT: Final = Path(__file__).parent
+INPUTS: Final = ('pyproject.toml', 'constraints.txt')
+
+# One test may take this many seconds; a hang ends the run with all threads' stacks.
+TEST_SECONDS: Final = 120
+
+# Rounds of the long proofs: in full before a release, and with `-- --short`.
+PROOF_ROUNDS: Final = {'chaos': (200, 5), 'soak': (500, 25), 'fuzz': (20_000, 500)}
+# The same for the whole suite in a row, where the suite is one round.
+SUITE_ROUNDS: Final = (20, 2)
+# A proof is one long test; its limit is there for a hang only.
+PROOF_SECONDS: Final = 3600
+
+
+def load_pythons() -> list[str]:
+    """Return the minor versions of the range, as `./noxw` reads them."""
+    spec = importlib.util.spec_from_file_location('pythons', ROOT / '.ci/pythons.py')
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: list[str] = module.versions()
+    return found
+
+
+def load_backends() -> list[str]:
+    """Return the keys of `SpawnMethodKey`, read from its source without an import."""
+    path = ROOT / 'tractor/spawn/_spawn.py'
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+        match node:
+            case (
+                ast.AnnAssign(target=ast.Name(id='SpawnMethodKey'), value=value)
+                | ast.Assign(targets=[ast.Name(id='SpawnMethodKey')], value=value)
+                | ast.TypeAlias(name=ast.Name(id='SpawnMethodKey'), value=value)
+            ):
+                assert isinstance(value, ast.Subscript)
+                keys = ast.literal_eval(value.slice)
+                return [keys] if isinstance(keys, str) else list(keys)
+    raise SystemExit(f'{path} defines no SpawnMethodKey')
+
+
+PYTHONS: Final = load_pythons()
+
+nox.options.default_venv_backend = 'uv'
+nox.options.download_python = 'never'
+nox.options.error_on_missing_interpreters = os.environ.get('CI') == 'true'
+nox.options.reuse_venv = 'yes'
+nox.options.sessions = ['lint', 'types', 'tests']
+
+
+def prepare(session: nox.Session, *packages: str) -> None:
+    """
+    Install into the session's environment, unless it already holds just this.
+
+    Bytecode is written for what is installed and, by Python itself, for the project: a
+    child process that compiles what it imports is several times slower to start.
+    """
+    digest = hashlib.sha256('\0'.join(packages).encode())
+    for name in INPUTS:
+        digest.update((ROOT / name).read_bytes())
+    stamp = session.env_dir / 'installed'
+    if not stamp.is_file() or stamp.read_text(encoding='utf-8') != digest.hexdigest():
+        session.install(
+            '--quiet',
+            '--compile-bytecode',
+            '--constraints=constraints.txt',
+            '--build-constraints=constraints.txt',
+            *packages,
+        )
+        stamp.write_text(digest.hexdigest(), encoding='utf-8')
+    session.env['PYTHONDONTWRITEBYTECODE'] = None
+
+
+def prepare_tests(session: nox.Session) -> None:
+    """Install the project, editable, and what its tests need."""
+    prepare(session, '--editable=.', '--group=test')
+
+
+def names_a_path(argument: str) -> bool:
+    """Tell whether an argument says what to run, as against an option of pytest."""
+    return (ROOT / argument.partition('::')[0]).exists()
+
+
+def run_pytest(
+    session: nox.Session, *arguments: str, seconds: float = TEST_SECONDS
+) -> bool:
+    """Run pytest once and tell whether it passed; no test at all is a failure."""
+    selection = () if any(map(names_a_path, arguments)) else ('tests',)
+    # The other method takes SIGALRM, which is for the tests themselves to use.
+    limit = (f'--timeout={seconds:g}', '--timeout-method=thread')
+    command = ('pytest', *limit, *arguments, *selection)
+    try:
+        session.run('python', '-m', *command)
+    except nox.command.CommandFailed:
+        return False
+    return True
+
+
+def finish(session: nox.Session, results: dict[str, tuple[bool, float]]) -> None:
+    """Print one line for each run, and fail the session if one of them failed."""
+    for name, (passed, seconds) in results.items():
+        verdict = 'passed' if passed else 'FAILED'
+        session.log(f'{session.name} {name:<16} {verdict}  {seconds:6.1f} s')
+    failed = [name for name, (passed, _) in results.items() if not passed]
+    if failed:
+        session.error(f'failed: {", ".join(failed)}')
+
+
+def split_short(session: nox.Session) -> tuple[bool, list[str]]:
+    """Return whether `--short` was asked for, and the other arguments."""
+    others = [argument for argument in session.posargs if argument != '--short']
+    return len(others) < len(session.posargs), others
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the main example: a census of words over several processes."""
+    prepare(session, '--editable=.')
+    session.run('python', 'examples/census.py', *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the test suite on every backend; `--spawn-backend` runs it on one."""
+    prepare_tests(session)
+    backends = load_backends()
+    if any(argument.startswith('--spawn-backend') for argument in session.posargs):
+        backends = []
+    results = {}
+    for backend in backends or ['as asked']:
+        option = [f'--spawn-backend={backend}'] if backends else []
+        start = time.monotonic()
+        passed = run_pytest(session, *option, *session.posargs)
+        results[backend] = passed, time.monotonic() - start
+    finish(session, results)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check the source with ruff, and that it is formatted."""
+    prepare(session, '--group=lint')
+    failed = []
+    for check in (('check',), ('format', '--check')):
+        try:
+            session.run('ruff', *check, *(session.posargs or ['.']))
+        except nox.command.CommandFailed:
+            failed.append(f'ruff {check[0]}')
+    if failed:
+        session.error(f'failed: {", ".join(failed)}')
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the package with mypy, in strict mode."""
+    prepare(session, '--editable=.', '--group=test', '--group=lint')
+    session.run('mypy', '--strict', *(session.posargs or ['tractor']))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure against trio and msgspec alone, and compare with the budgets."""
+    prepare_tests(session)
+    session.run('python', 'bench/run.py', *session.posargs)
+
+
+def prove(session: nox.Session, name: str) -> None:
+    """Run one long proof, in full or in its short form."""
+    prepare_tests(session)
+    short, arguments = split_short(session)
+    rounds = PROOF_ROUNDS[name][short]
+    passed = run_pytest(
+        session,
+        f'tests/proofs/test_{name}.py',
+        f'--proof-rounds={rounds}',
+        *arguments,
+        seconds=PROOF_SECONDS,
+    )
+    if not passed:
+        session.error(f'{name} failed within {rounds} rounds')
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Kill, stop and cut off actors at random; `-- --short` for a short form."""
+    prove(session, 'chaos')
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Run one tree for long and count what it holds; `-- --short` for a short form."""
+    prove(session, 'soak')
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Feed the protocol what no peer should send; `-- --short` for a short form."""
+    prove(session, 'fuzz')
+
+
+@nox.session(python=PYTHONS)
+def twenty(session: nox.Session) -> None:
+    """Run the suite twenty times in a row; `-- --short` for two times."""
+    prepare_tests(session)
+    short, arguments = split_short(session)
+    results = {}
+    for number in range(1, SUITE_ROUNDS[short] + 1):
+        start = time.monotonic()
+        passed = run_pytest(session, *arguments)
+        results[f'run {number}'] = passed, time.monotonic() - start
+    finish(session, results)

@@ -1,0 +1,372 @@
+"""Rules of `tractor.experimental.msgpub`, with contexts that are memory channels."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+import tractor.experimental
+from tractor._exceptions import TransportClosed
+from tractor.experimental import msgpub
+
+
+class FakeContext:
+    """Takes what an endpoint sends to its subscriber."""
+
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+        self.is_lost = False
+
+    async def _send_yield(self, data: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.is_lost:
+            raise TransportClosed('the peer is gone')
+        self.got.append(data)
+
+
+class Publisher:
+    """An endpoint over values that a test hands to it, and a record of its runs."""
+
+    def __init__(self, tasks: tuple[str, ...] = ()) -> None:
+        self.runs: list[dict[str, Any]] = []
+        self.ended = 0
+        self.get_topics: Callable[[], tuple[str, ...]] = tuple
+
+        async def values(get_topics, **kwargs):
+            self.get_topics = get_topics
+            self.runs.append(kwargs)
+            self.send, receive = trio.open_memory_channel(10)
+            try:
+                async for value in receive:
+                    if isinstance(value, Exception):
+                        raise value
+                    yield value
+            finally:
+                self.ended += 1
+
+        self.endpoint = msgpub(tasks=tasks)(values)
+
+    async def publish(self, value: Any) -> None:
+        """Have it yielded, and wait until it was taken."""
+        await self.send.send(value)
+        await wait_all_tasks_blocked()
+
+
+class Subscriber:
+    """One call of an endpoint, in a task that can be cancelled."""
+
+    def __init__(self, publisher: Publisher, topics: list[str], **kwargs: Any) -> None:
+        self.ctx = FakeContext()
+        self.scope = trio.CancelScope()
+        self.is_done = False
+        self._publisher = publisher
+        self._kwargs = {'topics': topics, **kwargs}
+
+    @property
+    def got(self) -> list[Any]:
+        return self.ctx.got
+
+    async def run(self) -> None:
+        with self.scope:
+            await self._publisher.endpoint(ctx=self.ctx, **self._kwargs)
+            self.is_done = True
+
+    async def leave(self) -> None:
+        self.scope.cancel()
+        await wait_all_tasks_blocked()
+
+
+async def subscribe(
+    tn: trio.Nursery, publisher: Publisher, topics: list[str], **kwargs: Any
+) -> Subscriber:
+    """Start a subscriber and wait until it is settled."""
+    subscriber = Subscriber(publisher, topics, **kwargs)
+    tn.start_soon(subscriber.run)
+    await wait_all_tasks_blocked()
+    return subscriber
+
+
+def run(main, *args):
+    """Run an async test, end what still runs, under a deadline."""
+
+    async def bounded():
+        with trio.fail_after(5):
+            async with trio.open_nursery() as tn:
+                await main(tn, *args)
+                tn.cancel_scope.cancel()
+
+    trio.run(bounded)
+
+
+# -- decoration ----------------------------------------------------------------
+
+
+async def generator(get_topics):
+    yield {}
+
+
+def test_only_async_generator_functions_are_decorated():
+    """Anything else is refused, with its name."""
+
+    async def coroutine(get_topics): ...
+
+    def plain(get_topics):
+        yield {}
+
+    for wrong in (coroutine, plain):
+        with pytest.raises(TypeError, match='must be an async generator function'):
+            msgpub(wrong)
+
+
+def test_get_topics_parameter_is_required():
+    """A publisher that cannot ask for the topics is refused."""
+
+    async def deaf():
+        yield {}
+
+    with pytest.raises(TypeError, match='must define a `get_topics` '):
+        msgpub(tasks={'one'})(deaf)
+
+
+@pytest.mark.parametrize('decorator', [msgpub, msgpub(), msgpub(tasks=['a'])])
+def test_decorated_function_is_a_streaming_endpoint(decorator):
+    """A coroutine function with the legacy mark, which shows its own parameters."""
+    endpoint = decorator(generator)
+    assert inspect.iscoroutinefunction(endpoint)
+    assert not inspect.isasyncgenfunction(endpoint)
+    assert endpoint._tractor_stream_function is True
+    assert (endpoint.__module__, endpoint.__name__) == (__name__, 'generator')
+    parameters = inspect.signature(endpoint).parameters
+    assert list(parameters) == ['ctx', 'topics', 'task_name', 'packetizer', 'kwargs']
+
+
+def test_package_exports_msgpub_alone():
+    """It is an alias of the decorator's short name."""
+    from tractor.experimental import _pubsub
+
+    assert tractor.experimental.__all__ == ['msgpub']
+    assert msgpub is _pubsub.pub
+
+
+# -- calls ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('tasks', 'kwargs'),
+    [
+        ((), {}),
+        ((), {'ctx': None}),
+        ((), {'topics': ['a']}),
+        (('one', 'two'), {'ctx': None, 'topics': ['a']}),
+        (['one'], {'ctx': None, 'topics': ['a'], 'task_name': 'three'}),
+        ({'one'}, {'ctx': None, 'topics': ['a'], 'task_name': None}),
+        ((), {'ctx': None, 'topics': 'a'}),
+    ],
+)
+def test_wrong_calls_are_type_errors(tasks, kwargs):
+    """`ctx` and `topics` are required, and `task_name` where names are declared."""
+    with pytest.raises(TypeError):
+        trio.run(lambda: msgpub(tasks=tasks)(generator)(**kwargs))
+
+
+def test_declared_task_names_have_runs_of_their_own():
+    """One run for each name; the subscribers of one do not see the other's values."""
+
+    async def main(tn):
+        publisher = Publisher(tasks=('one', 'two'))
+        one = await subscribe(tn, publisher, ['t'], task_name='one')
+        send_one = publisher.send
+        two = await subscribe(tn, publisher, ['t'], task_name='two')
+        assert len(publisher.runs) == 2
+        await publisher.publish({'t': 2})
+        await send_one.send({'t': 1})
+        await wait_all_tasks_blocked()
+        assert (one.got, two.got) == ([{'t': 1}], [{'t': 2}])
+
+    run(main)
+
+
+def test_remaining_kwargs_go_to_the_generator():
+    """Those of the subscriber that starts it."""
+
+    async def main(tn):
+        publisher = Publisher()
+        await subscribe(tn, publisher, ['t'], seed=1)
+        await subscribe(tn, publisher, ['t'], seed=2)
+        assert publisher.runs == [{'seed': 1}]
+
+    run(main)
+
+
+# -- publishing ----------------------------------------------------------------
+
+
+def test_each_gets_the_topics_it_subscribed_to():
+    """One packet `{topic: data}` for each topic, shared from a single run."""
+
+    async def main(tn):
+        publisher = Publisher()
+        a = await subscribe(tn, publisher, ['a'])
+        b = await subscribe(tn, publisher, ['b'])
+        both = await subscribe(tn, publisher, ['b', 'a', 'a'])
+        assert publisher.get_topics() == ('a', 'b')
+        await publisher.publish({'a': 1, 'b': 2, 'nobody': 3})
+        assert a.got == [{'a': 1}]
+        assert b.got == [{'b': 2}]
+        assert both.got == [{'a': 1}, {'b': 2}]
+        assert len(publisher.runs) == 1
+
+    run(main)
+
+
+def test_packetizer_makes_the_packets():
+    """It is called with topic and data, for its own subscriber only."""
+
+    async def main(tn):
+        publisher = Publisher()
+        plain = await subscribe(tn, publisher, ['a'])
+        packed = await subscribe(
+            tn, publisher, ['a'], packetizer=lambda topic, data: [topic, data]
+        )
+        await publisher.publish({'a': 1})
+        assert plain.got == [{'a': 1}]
+        assert packed.got == [['a', 1]]
+
+    run(main)
+
+
+def test_topics_appear_and_disappear_with_their_subscribers():
+    """Leaving, also by cancellation, removes a subscriber from every topic at once."""
+
+    async def main(tn):
+        publisher = Publisher()
+        first = await subscribe(tn, publisher, ['a', 'b'])
+        second = await subscribe(tn, publisher, ['b', 'c'])
+        assert publisher.get_topics() == ('a', 'b', 'c')
+        await second.leave()
+        assert publisher.get_topics() == ('a', 'b')
+        await first.leave()
+        assert publisher.get_topics() == ()
+        assert publisher.ended == 1
+
+    run(main)
+
+
+def test_next_in_line_restarts_a_cancelled_run():
+    """With its own arguments; who waits behind it goes on being served."""
+
+    async def main(tn):
+        publisher = Publisher()
+        first = await subscribe(tn, publisher, ['t'], seed=1)
+        second = await subscribe(tn, publisher, ['t'], seed=2)
+        third = await subscribe(tn, publisher, ['t'], seed=3)
+        await first.leave()
+        assert publisher.runs == [{'seed': 1}, {'seed': 2}]
+        assert publisher.ended == 1
+        await publisher.publish({'t': 1})
+        assert (first.got, second.got, third.got) == ([], [{'t': 1}], [{'t': 1}])
+
+    run(main)
+
+
+def test_end_of_the_generator_ends_every_subscription():
+    """Nobody in line starts it again; who comes later does."""
+
+    async def main(tn):
+        publisher = Publisher()
+        subscribers = [await subscribe(tn, publisher, ['t']) for _ in range(3)]
+        await publisher.publish({'t': 1})
+        publisher.send.close()
+        await wait_all_tasks_blocked()
+        assert [s.is_done for s in subscribers] == [True] * 3
+        assert [s.got for s in subscribers] == [[{'t': 1}]] * 3
+        assert publisher.get_topics() == ()
+        assert len(publisher.runs) == 1
+        late = await subscribe(tn, publisher, ['t'])
+        assert len(publisher.runs) == 2
+        assert not late.is_done
+
+    run(main)
+
+
+def test_error_of_the_generator_is_raised_in_the_run_that_had_it():
+    """The next in line starts anew, with its own chance to fail."""
+
+    async def main(tn):
+        publisher = Publisher()
+        errors = []
+
+        async def failing():
+            try:
+                await publisher.endpoint(ctx=FakeContext(), topics=['t'])
+            except ValueError as exc:
+                errors.append(exc)
+
+        tn.start_soon(failing)
+        await wait_all_tasks_blocked()
+        second = await subscribe(tn, publisher, ['t'])
+        error = ValueError('mine')
+        await publisher.publish(error)
+        assert errors == [error]
+        assert len(publisher.runs) == 2
+        await publisher.publish({'t': 1})
+        assert second.got == [{'t': 1}]
+
+    run(main)
+
+
+@pytest.mark.parametrize('lost', [0, 1])
+def test_lost_channel_removes_its_subscriber_alone(lost: int):
+    """Whether it runs the generator or waits in line, the others go on."""
+
+    async def main(tn):
+        publisher = Publisher()
+        subscribers = [await subscribe(tn, publisher, [t]) for t in ('a', 'b')]
+        gone, other = subscribers[lost], subscribers[1 - lost]
+        gone.ctx.is_lost = True
+        await publisher.publish({'a': 1, 'b': 1})
+        await publisher.publish({'a': 2, 'b': 2})
+        topic = 'ba'[lost]
+        assert publisher.get_topics() == (topic,)
+        assert other.got == [{topic: 1}, {topic: 2}]
+        assert gone.got == []
+        assert len(publisher.runs) == 1
+
+    run(main)
+
+
+def test_run_without_topics_ends():
+    """When the last channel is lost the generator is closed, not run on for nobody."""
+
+    async def main(tn):
+        publisher = Publisher()
+        only = await subscribe(tn, publisher, ['t'])
+        only.ctx.is_lost = True
+        await publisher.publish({'t': 1})
+        assert publisher.ended == 1
+        assert only.is_done
+        await subscribe(tn, publisher, ['t'])
+        assert len(publisher.runs) == 2
+
+    run(main)
+
+
+def test_lost_subscriber_in_line_does_not_restart_the_run():
+    """Once its channel is known to be lost, it only leaves."""
+
+    async def main(tn):
+        publisher = Publisher()
+        first = await subscribe(tn, publisher, ['t'])
+        second = await subscribe(tn, publisher, ['t'])
+        second.ctx.is_lost = True
+        await publisher.publish({'t': 1})
+        await first.leave()
+        assert second.is_done
+        assert len(publisher.runs) == 1
+
+    run(main)

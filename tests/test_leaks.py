@@ -1,0 +1,109 @@
+"""The leak check of the suite: what it catches and what it allows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+# An inner suite has the same conftest; its leaks need not be waited for as long.
+CONFTEST = (Path(__file__).parent / 'conftest.py').read_text(encoding='utf-8')
+QUICK = CONFTEST.replace('GRACE_SECONDS: Final = 2.0', 'GRACE_SECONDS: Final = 0.2')
+
+LEAKS = """
+    import os, signal, subprocess, sys, threading
+    from multiprocessing import resource_tracker, shared_memory
+
+    kept = []
+    released = threading.Event()
+
+    def test_process():
+        kept.append(subprocess.Popen(['sleep', '60']))
+
+    def test_orphan():
+        subprocess.run(['sh', '-c', 'sleep 61 & exit'])
+
+    def test_zombie():
+        kept.append(subprocess.Popen(['true']))
+
+    def test_thread():
+        threading.Thread(target=released.wait, name='stray').start()
+
+    def test_descriptor():
+        os.pipe()
+
+    def test_segment():
+        segment = shared_memory.SharedMemory(create=True, size=1)
+        resource_tracker.unregister(segment._name, 'shared_memory')
+        segment.close()
+
+    def test_after_them():
+        released.set()
+
+    def test_slow_but_clean():
+        threading.Thread(target=threading.Event().wait, args=(0.1,)).start()
+
+    def test_helpers_of_multiprocessing():
+        resource_tracker.ensure_running()
+
+    def test_cycle_with_a_descriptor():
+        cycle = [open(os.devnull)]
+        cycle.append(cycle)
+"""
+
+
+@pytest.fixture(scope='module')
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What an inner run says about one test of each kind."""
+    folder = tmp_path_factory.mktemp('leaks')
+    (folder / 'conftest.py').write_text(QUICK, encoding='utf-8')
+    (folder / 'test_inner.py').write_text(textwrap.dedent(LEAKS), encoding='utf-8')
+    command = [sys.executable, '-m', 'pytest', '-rA', '-p', 'no:cacheprovider']
+    done = subprocess.run(
+        [*command, '-W', 'ignore', '--rootdir=.', 'test_inner.py'],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ('test', 'named'),
+    [
+        ('process', r'process \d+ (sleep 60)'),
+        ('orphan', r'process \d+ (sleep 61)'),
+        ('zombie', r'process \d+ (a zombie: nobody waited for it)'),
+        ('thread', r"thread 'stray'"),
+        ('descriptor', r'file descriptor \d+ (pipe:*'),
+        ('segment', r'shared memory /dev/shm/psm_*'),
+    ],
+)
+def test_leak_fails_its_test_by_name(outcome: str, test: str, named: str) -> None:
+    """Each kind of leak fails the test that made it, and the message names it."""
+    pattern = named.replace(r'\d+', '[0-9]*')
+    for mark in '()':
+        pattern = pattern.replace(mark, f'[{mark}]')
+    matcher = pytest.LineMatcher(outcome.splitlines())
+    matcher.fnmatch_lines([f'ERROR *test_{test} - Failed: the test left behind: *'])
+    matcher.fnmatch_lines([f'*left behind: {pattern}*'])
+
+
+@pytest.mark.parametrize(
+    'test',
+    [
+        'after_them',
+        'slow_but_clean',
+        'helpers_of_multiprocessing',
+        'cycle_with_a_descriptor',
+    ],
+)
+def test_what_is_no_leak_passes(outcome: str, test: str) -> None:
+    """A later test, a slow end, the helpers and collectable cycles are no leaks."""
+    assert f'ERROR test_inner.py::test_{test}' not in outcome
+    assert f'PASSED test_inner.py::test_{test}' in outcome
