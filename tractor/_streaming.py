@@ -202,7 +202,7 @@ class MsgStream(trio.abc.Channel[Any]):
             )
             self.receive = self._broadcaster.receive  # type: ignore[assignment, method-assign]
         async with self._broadcaster.subscribe() as receiver:
-            receiver.send = self.send  # type: ignore[attr-defined]
+            receiver.send = self.send
             yield receiver
 
     def __aiter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What the tests of the transports share: a cookie of their own, and connected pairs."""
+"""What the tests of the transports share: a cookie of its own, connected pairs."""
 
 from __future__ import annotations
 

@@ -464,6 +464,24 @@ def test_a_connection_that_is_gone_before_it_is_handled(actor, addr_of):
     serve(addr_of('tcp'), main)
 
 
+def test_a_probe_is_not_the_handlers_to_close(actor, monkeypatch):
+    """The handler leaves the table alone, and the stream of a probe to its caller."""
+
+    class Probe:
+        async def _do_handshake(self, aid, timeout):
+            return Aid('probe', 'p', is_probe=True)
+
+    monkeypatch.setattr(Channel, 'from_stream', lambda stream: Probe())
+
+    async def main():
+        async with open_ipc_server() as server:
+            await _server.handle_stream_from_peer(object(), server=server)
+            assert server._peers == {}
+            assert server._no_more_peers.is_set()
+
+    trio.run(main)
+
+
 def test_names():
     """The server has an alias."""
     assert IPCServer is Server

@@ -310,24 +310,21 @@ def test_a_reset_is_a_close_by_the_peer(with_raw_peer):
 def test_closing_under_a_reader_is_reported_as_an_error(with_raw_peer):
     """A reader whose socket another task closes is told so, to be raised on report."""
 
+    caught = []
+
     async def main(transport, peer):
-        with pytest.raises(TransportClosed) as caught:
-            async with trio.open_nursery() as tn:
+        async def read():
+            with pytest.raises(TransportClosed) as raised:
+                await transport.recv()
+            caught.append(raised.value)
 
-                async def read():
-                    await transport.recv()
+        async with trio.open_nursery() as tn:
+            tn.start_soon(read)
+            await wait_all_tasks_blocked()
+            await transport.stream.aclose()
 
-                tn.start_soon(read)
-                await wait_all_tasks_blocked()
-                await transport.stream.aclose()
-        raise caught.value
-
-    with pytest.raises(TransportClosed) as caught:
-        try:
-            with_raw_peer(main)
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from group.exceptions[0].__cause__
-    closed = caught.value
+    with_raw_peer(main)
+    [closed] = caught
     assert "'PairTransport' was already closed locally?" in closed.message
     assert type(closed.__cause__) is trio.ClosedResourceError
     assert 'another task closed this fd' in closed.__cause__.args

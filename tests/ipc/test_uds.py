@@ -109,7 +109,7 @@ def test_an_ordinary_name_is_kept():
 
 
 @pytest.mark.parametrize(
-    'name', ['a/b', '/abs', 'nul\0', 'x' * 200, 'é' * 60, '\udcff/']
+    'name', ['a/b', '/abs', 'nul\0', 'x' * 200, 'é' * 60, '\udcff/', '\ud800']
 )
 def test_an_unsafe_or_long_name_is_compacted(name):
     """Such a name becomes one short component that depends on the name alone."""

@@ -241,6 +241,25 @@ def test_a_directory_of_another_user_is_refused(base, monkeypatch):
     assert mode_of(base) == 0o755
 
 
+def test_a_parent_of_another_user_is_refused(base, tmp_path, monkeypatch):
+    """Who owns the parent can exchange what is in it, unless it is sticky."""
+    owner = os.lstat(tmp_path).st_uid
+    real = os.stat
+
+    def foreign(path, **kwargs):
+        found = list(real(path, **kwargs))
+        if Path(path) == tmp_path:
+            found[stat.ST_UID] = owner + 1
+        return os.stat_result(found)
+
+    monkeypatch.setattr(_state.os, 'stat', foreign)
+    with unsafe():
+        get_rt_dir()
+    assert not base.exists()
+    tmp_path.chmod(0o1777)
+    assert get_rt_dir() == base
+
+
 def test_sub_directories_are_checked_part_by_part(base, tmp_path):
     """Each part is made like the first; a link on the way is refused before it."""
     assert get_rt_dir(Path('a') / 'b') == base / 'a/b'

@@ -78,12 +78,11 @@ def test_ten_tasks_share_one_cached_stream(reg_addr):
                 await consume(receiver, ready, stream)
 
     async def main():
-        with trio.fail_after(4):
-            async with tractor.open_root_actor(registry_addrs=[reg_addr]):
-                ready = trio.Event()
-                async with trio.open_nursery() as tn:
-                    for _ in range(10):
-                        tn.start_soon(user, ready)
+        async with tractor.open_root_actor(registry_addrs=[reg_addr]):
+            ready = trio.Event()
+            async with trio.open_nursery() as tn:
+                for _ in range(10):
+                    tn.start_soon(user, ready)
 
     run(main)
     assert kinds.count(tractor.MsgStream) == 1

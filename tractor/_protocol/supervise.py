@@ -88,12 +88,16 @@ class Supervision:
     def asked(self, uid: Uid, reachable: bool = True) -> None:
         """It was asked to end, or found out of reach when it should have been."""
         state = self.children.get(uid)
-        if state is None or state.ended or state.asked:
+        if state is None or state.ended or state.asked or state.lost:
             return
         if reachable:
             state.asked = True
         else:
             state.lost = True
+
+    def lost(self, uid: Uid) -> None:
+        """Its connection has ended; unless it was asked to, it ended by itself."""
+        self.asked(uid, reachable=False)
 
     def result_taken(self, uid: Uid) -> None:
         """The user received its main task's result or error."""

@@ -43,10 +43,11 @@ async def break_ipc(
         )
 
     channel = stream._ctx.chan
+    peer = '<unknown>' if channel.aid is None else channel.aid.reprol()
     sys.stdout.write(
         '#################################\n'
         f'Simulating broken IPC: {method}, stream closed first: {pre_close}\n'
-        f'peer: {channel.aid.reprol()}\n'
+        f'peer: {peer}\n'
         '#################################\n'
     )
     if pre_close:
@@ -54,9 +55,7 @@ async def break_ipc(
 
     transport = channel.transport
     if transport is None:
-        raise RuntimeError(
-            f'cannot break IPC with {channel.aid.reprol()}: it has no transport left'
-        )
+        raise RuntimeError(f'cannot break IPC with {peer}: it has no transport left')
     if method == 'socket_close':
         await transport.stream.aclose()
     else:

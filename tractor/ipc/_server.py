@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager, suppress
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
-from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -202,10 +201,16 @@ class Server:
                 log.error('cannot accept at %s, trying again: %s', endpoint.addr, err)
                 await trio.sleep(ACCEPT_PAUSE)
                 continue
-            handler = partial(
-                handle_stream_from_peer, stream, server=self, endpoint=endpoint
+            endpoint.stream_handler_tn.start_soon(
+                self._handle, stream, endpoint, name='peer connection'
             )
-            endpoint.stream_handler_tn.start_soon(handler, name='peer connection')
+
+    async def _handle(self, stream: trio.SocketStream, endpoint: Endpoint) -> None:
+        """Handle a connection, and see to it that it is closed."""
+        try:
+            await handle_stream_from_peer(stream, server=self, endpoint=endpoint)
+        finally:
+            stream.socket.close()
 
     def cancel(self) -> bool:
         """
@@ -367,7 +372,8 @@ async def handle_stream_from_peer(
     """
     Introduce a connection that was accepted, and have the actor serve it to its end.
 
-    The stream is closed in any case.
+    The channel of a peer is closed in any case; any other stream is the caller's to
+    close.
 
     Args:
         stream: The accepted stream.
@@ -378,30 +384,27 @@ async def handle_stream_from_peer(
             introduce itself raises nothing.
     """
     actor = _state.current_actor(err_on_no_runtime=False)
-    chan: Channel | None = None
-    try:
-        chan = await _introduce(actor, stream, server)
-        if chan is not None:
-            if endpoint is not None:
-                endpoint.peer_tpts[chan] = chan.transport
-            await actor._serve_peer(chan)  # type: ignore[union-attr]
-    finally:
-        with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-            await (stream if chan is None else chan).aclose()
-        if chan is not None:
-            if endpoint is not None:
-                endpoint.peer_tpts.pop(chan, None)
-            server._remove_peer(chan)
-            actor._peer_gone(chan)  # type: ignore[union-attr]
-
-
-async def _introduce(
-    actor: Actor | None, stream: Any, server: Server
-) -> Channel | None:
-    """Return the channel of a peer, now in the table of them; `None` if it is none."""
     if actor is None:
         log.warning('connection dropped: no actor runs in this process')
-        return None
+        return
+    chan = await _introduce(actor, stream, server)
+    if chan is None:
+        return
+    try:
+        if endpoint is not None:
+            endpoint.peer_tpts[chan] = chan.transport
+        await actor._serve_peer(chan)
+    finally:
+        with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            await chan.aclose()
+        if endpoint is not None:
+            endpoint.peer_tpts.pop(chan, None)
+        server._remove_peer(chan)
+        actor._peer_gone(chan)
+
+
+async def _introduce(actor: Actor, stream: Any, server: Server) -> Channel | None:
+    """Return the channel of a peer, now in the table of them; `None` if it is none."""
     if server._strangers >= MAX_STRANGERS:
         log.warning(
             'connection dropped: %d others have not introduced themselves yet',

@@ -214,14 +214,18 @@ class MsgpackTCPStream(MsgpackTransport):
             await _auth.authenticate(
                 self._role, key, self._send_bytes, self.receive_exactly
             )
-        except (_auth.AuthError, TransportClosed) as err:
-            raise self._auth_failure(err) from err
+        except _auth.AuthError as err:
+            raise self._refused(str(err), err) from err
+        except TransportClosed as err:
+            if isinstance(err.src_exc, trio.ClosedResourceError):  # by our own side
+                raise
+            raise self._refused('it hung up', err) from err
 
     async def _send_bytes(self, data: bytes) -> None:
         await self._send_by_stream(bytearray(data))
 
-    def _auth_failure(self, err: Exception) -> TransportClosed:
-        text = f'TCP peer not authenticated, connection dropped: {err}'
+    def _refused(self, why: str, err: Exception) -> TransportClosed:
+        text = f'TCP peer not authenticated, connection dropped: {why}'
         if self._role == 'client':
             text += (
                 f'; both ends need the same cookie, ours is {_auth.cookie_path()}, '

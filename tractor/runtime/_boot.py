@@ -17,8 +17,8 @@ from .._exceptions import InternalError, TransportClosed
 from ..discovery._addr import default_lo_addrs, wrap_address
 from ..discovery._api import register_actor, unregister_actor
 from ..ipc._chan import Channel
+from ..ipc._outbox import IdleFlush
 from ..ipc._server import open_ipc_server
-from ..ipc._transport import IdleFlush
 from ..log import get_logger
 from ..msg.types import SpawnSpec
 from ..trionics._beg import strip

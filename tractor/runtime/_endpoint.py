@@ -108,7 +108,7 @@ def bind(
         meta: dict[str, Any] = func._tractor_context_meta  # type: ignore[attr-defined]
         return func(**{meta['ctx_var_name']: ctx}, **kwargs)
     if kind is Kind.STREAM:
-        return func(**_stream_param(func, ctx), **kwargs)
+        return func(**(kwargs | _stream_param(func, ctx)))
     return func(**kwargs)
 
 

@@ -86,6 +86,7 @@ def _report_end(actor: Actor, err: TransportClosed) -> None:
 def _cut_off(actor: Actor, chan: Channel, cause: BaseException | None) -> None:
     """Wake every task that waits on the channel, cancel those that serve it."""
     peer = chan.aid
+    actor._child_is_cut_off(chan)
     lost = lost_peer(None if peer is None else peer.uid, chan.raddr, cause)
     for ctx in [c for (owner, _), c in actor._contexts.items() if owner is chan]:
         ctx._peer_lost(lost)

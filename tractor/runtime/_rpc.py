@@ -148,9 +148,9 @@ async def _run_plain(
 ) -> None:
     try:
         result = await call
-    except trio.Cancelled:
-        raise
     except BaseException as err:
+        if _all_cancelled(err):
+            raise
         await _failed(ctx, chan, cid, func, err, reachable)
         return
     if reachable and chan.connected():
@@ -171,11 +171,11 @@ async def _run_generator(
             async for item in agen:
                 if not await _reply(chan, Yield(cid=cid, pld=item)):
                     return
-    except trio.Cancelled:
-        with trio.CancelScope(shield=True):
-            await _reply(chan, Stop(cid=cid))
-        raise
     except BaseException as err:
+        if _all_cancelled(err):
+            with trio.CancelScope(shield=True):
+                await _reply(chan, Stop(cid=cid))
+            raise
         await _failed(ctx, chan, cid, func, err, reachable)
         return
     await _reply(chan, Stop(cid=cid))
@@ -192,9 +192,9 @@ async def _run_stream(
 ) -> None:
     try:
         await call
-    except trio.Cancelled:
-        raise
     except BaseException as err:
+        if _all_cancelled(err):
+            raise
         await _failed(ctx, chan, cid, func, err, reachable)
         return
     await _reply(chan, Stop(cid=cid))
@@ -280,7 +280,6 @@ def _unwrap(err: BaseException) -> BaseException:
 # Raised to steer a loop, and then handled: no error was covered.
 _STEERING = (
     trio.EndOfChannel,
-    trio.WouldBlock,
     StopIteration,
     StopAsyncIteration,
     GeneratorExit,

@@ -376,15 +376,21 @@ class Actor:
     def _child_is_asked(self, chan: Channel) -> None:
         """Somebody here asks the peer to end: if it is a child, that is no death."""
         nursery = self._nursery_of(chan)
-        if nursery is not None:
+        if nursery is not None and chan.aid is not None:
             nursery._child_asked(chan.aid.uid)
 
     _child_says_farewell = _child_is_asked
 
+    def _child_is_cut_off(self, chan: Channel) -> None:
+        """A channel has ended: if it is a child's, its nursery has to know."""
+        nursery = self._nursery_of(chan)
+        if nursery is not None and chan.aid is not None:
+            nursery._child_lost(chan)
+
     def _child_failed(self, chan: Channel, error: BaseException) -> bool:
         """Give a child's runtime error to its nursery; `False` if it has none."""
         nursery = self._nursery_of(chan)
-        if nursery is None:
+        if nursery is None or chan.aid is None:
             return False
         nursery._child_runtime_failed(chan.aid.uid, error)
         return True

@@ -228,6 +228,7 @@ def get_rt_dir(subdir: str | Path | None = None, appname: str = 'tractor') -> Pa
             warnings.simplefilter('ignore')
             path = Path(platformdirs.user_runtime_dir(appname=appname))
     _make_parents(path)
+    _check_parent(path)
     _make_private(path)
     for part in below.parts:
         path /= part
@@ -245,6 +246,15 @@ def _make_parents(path: Path) -> None:
         parent.mkdir(mode=0o700, exist_ok=True)
 
 
+def _check_parent(path: Path) -> None:
+    """Refuse a directory whose parent's owner could exchange it for another one."""
+    if sys.platform == 'win32':
+        return
+    found = os.stat(path.parent)
+    if found.st_uid not in (0, os.getuid()) and not found.st_mode & stat.S_ISVTX:
+        raise _unsafe(path.parent, f'it belongs to uid {found.st_uid}')
+
+
 def _make_private(path: Path) -> None:
     """Make `path` a directory of this user that nobody else can enter, or refuse it."""
     with suppress(FileExistsError):  # what is there is judged below
@@ -252,20 +262,21 @@ def _make_private(path: Path) -> None:
     if sys.platform == 'win32':
         return
     found = os.lstat(path)
-    uid = os.getuid()
     if stat.S_ISLNK(found.st_mode):
-        why = 'it is a symlink'
-    elif not stat.S_ISDIR(found.st_mode):
-        why = 'it is no directory'
-    elif found.st_uid != uid:
-        why = f'it belongs to uid {found.st_uid}'
-    else:
-        if stat.S_IMODE(found.st_mode) != 0o700:
-            os.chmod(path, 0o700)
-        return
+        raise _unsafe(path, 'it is a symlink')
+    if not stat.S_ISDIR(found.st_mode):
+        raise _unsafe(path, 'it is no directory')
+    if found.st_uid != os.getuid():
+        raise _unsafe(path, f'it belongs to uid {found.st_uid}')
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        os.chmod(path, 0o700)
+
+
+def _unsafe(path: Path, why: str) -> PermissionError:
     kind = 'Darwin' if sys.platform == 'darwin' else 'POSIX'
-    raise PermissionError(
-        f'Unsafe {kind} runtime directory {str(path)!r} for uid {uid}: {why}; remove it'
+    return PermissionError(
+        f'Unsafe {kind} runtime directory {str(path)!r} for uid {os.getuid()}: {why}; '
+        'remove it'
     )
 
 

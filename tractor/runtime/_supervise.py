@@ -33,6 +33,7 @@ from ._runtime import Actor
 
 if TYPE_CHECKING:
     from ..discovery._addr import UnwrappedAddress
+    from ..ipc._chan import Channel
 
 log = get_logger()
 
@@ -261,6 +262,12 @@ class ActorNursery:
     def _child_asked(self, uid: Uid) -> None:
         self._sup.asked(uid)
 
+    def _child_lost(self, chan: Channel) -> None:
+        uid = _chan_uid(chan)
+        portal = self._children[uid][2] if uid in self._children else None
+        if portal is not None and portal.chan is chan:
+            self._sup.lost(uid)
+
     def _child_runtime_failed(self, uid: Uid, error: BaseException) -> None:
         if uid in self._sup.children:
             self._sup.failed(uid, error)
@@ -407,11 +414,14 @@ class ActorNursery:
                 self._sup.collected(_uid_of(portal), error)
 
 
-def _uid_of(portal: Portal) -> Uid:
-    aid = portal.chan.aid
-    assert aid is not None
-    uid: Uid = aid.uid
+def _chan_uid(chan: Channel) -> Uid:
+    assert chan.aid is not None
+    uid: Uid = chan.aid.uid
     return uid
+
+
+def _uid_of(portal: Portal) -> Uid:
+    return _chan_uid(portal.chan)
 
 
 def _refuse_missing_features(debug_mode: bool | None, infect_asyncio: bool) -> None:

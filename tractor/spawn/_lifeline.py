@@ -90,4 +90,5 @@ def _has_hung_up(fd: int) -> bool:
 def parent_is_lost() -> None:
     """This process noticed it by itself: let it end in order, within `ORDERLY`."""
     if _tied:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it may come late
         signal.alarm(ORDERLY)

@@ -257,11 +257,13 @@ async def _live(
         proc, wait_func = await launch()
     wait = partial(wait_func, proc)
     uid = subactor.aid.uid
+    # One task waits for the process itself, everybody else for this.
+    ended = trio.Event()
     try:
         chan = await _connect_back(an._actor, subactor, proc, wait)
         subactor._aid.pid = proc.pid
         portal = Portal(chan)
-        an._child_up(subactor, proc, portal, wait)
+        an._child_up(subactor, proc, portal, ended.wait)
         await chan.send(_orders(an._actor, subactor, bind_addrs, runtime_vars))
     except BaseException:
         with trio.CancelScope(shield=True):
@@ -274,10 +276,11 @@ async def _live(
                     subactor=subactor,
                     wait_func=wait,
                 )
+            ended.set()
         raise
     task_status.started(portal)
     with trio.CancelScope(shield=True):
-        await _see_through(an, subactor, proc, wait_func, portal)
+        await _see_through(an, subactor, proc, wait, ended, portal)
         await _read_to_end(an._actor, chan)
         status = proc.poll()
         if status != 0:
@@ -326,10 +329,19 @@ def _orders(
 
 
 async def _see_through(
-    an: ActorNursery, subactor: Actor, proc: Any, wait_func: WaitFor, portal: Portal
+    an: ActorNursery,
+    subactor: Actor,
+    proc: Any,
+    wait: Wait,
+    ended: trio.Event,
+    portal: Portal,
 ) -> None:
     """Wait for the process; meanwhile end a run-once child after its main task."""
     async with trio.open_nursery() as tn:
+
+        async def watch() -> None:
+            await wait()
+            ended.set()
 
         async def reap_result() -> None:
             await an._join_procs.wait()
@@ -341,8 +353,9 @@ async def _see_through(
             finally:
                 an._main_task_over(subactor.aid.uid, found.get(subactor.aid.uid))
 
+        tn.start_soon(watch)
         tn.start_soon(reap_result)
-        await soft_kill(proc, wait_func, portal)
+        await soft_kill(proc, lambda _: ended.wait(), portal)
         tn.cancel_scope.cancel()
 
 
@@ -436,6 +449,7 @@ async def mp_proc(
 
     mp_ctx: Any = _ctx
     key = _spawn_method
+    started: list[Any] = []
 
     async def launch() -> Launched:
         async with _start_lock(actor_nursery._actor):
@@ -451,18 +465,33 @@ async def mp_proc(
             )
             # Starting one waits for the fork server, and writes to a pipe.
             await trio.to_thread.run_sync(proc.start)
+            started.append(proc)
         proc.poll = partial(_mp_poll, proc)
         if proc.pid is None:
             raise ActorFailure(f'actor {name!r} could not be started: {proc!r}')
         return proc, proc_waiter
 
-    await _live(launch, actor_nursery, subactor, bind_addrs, _runtime_vars, task_status)
+    try:
+        await _live(
+            launch, actor_nursery, subactor, bind_addrs, _runtime_vars, task_status
+        )
+    finally:
+        for proc in started:
+            _mp_close(proc)
 
 
 def _mp_poll(proc: Any) -> int | None:
     """Return the exit status, or `None` while the process runs."""
     status: int | None = proc.exitcode
     return status
+
+
+def _mp_close(proc: Any) -> None:
+    """Close the handle's pipes; it still tells the exit status afterwards."""
+    status = _mp_poll(proc)
+    if status is not None:
+        proc.poll = lambda: status
+        proc.close()
 
 
 _start_locks: weakref.WeakKeyDictionary[Actor, trio.Lock] = weakref.WeakKeyDictionary()
