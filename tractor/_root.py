@@ -186,7 +186,7 @@ def _make_actor(
     election: Election[Address], modules: list[str], loglevel: str | None
 ) -> Actor:
     level = (_state.env_loglevel() or loglevel or _log._default_loglevel).upper()
-    _log.get_console_log(level)
+    _log.get_console_log(level, name='tractor')
     kind = Actor
     if election.is_registrar:
         from .discovery._registry import Registrar  # one actor of a tree needs it

@@ -95,10 +95,6 @@ class Supervision:
         else:
             state.lost = True
 
-    def lost(self, uid: Uid) -> None:
-        """Its connection has ended; unless it was asked to, it ended by itself."""
-        self.asked(uid, reachable=False)
-
     def result_taken(self, uid: Uid) -> None:
         """The user received its main task's result or error."""
         state = self.children.get(uid)

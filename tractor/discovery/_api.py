@@ -375,7 +375,7 @@ def _own_registry(actor: Actor, given: AnyAddress | None) -> AnyAddress | None:
     return actor.reg_addrs[0] if actor.reg_addrs else None
 
 
-def _parent_is(actor: Actor, registry_addr: UnwrappedAddress) -> bool:
+def parent_is_registrar(actor: Actor, registry_addr: UnwrappedAddress) -> bool:
     """
     Tell whether the parent channel serves for the registrar at `registry_addr`.
 
@@ -418,7 +418,7 @@ async def register_actor(actor: Actor) -> None:
     """
 
     async def register(registry_addr: UnwrappedAddress) -> None:
-        if _parent_is(actor, registry_addr):
+        if parent_is_registrar(actor, registry_addr):
             await announce(actor.get_parent())
             return
         async with get_registry(registry_addr) as registry:
@@ -451,7 +451,7 @@ async def unregister_actor(actor: Actor) -> None:
     async def unregister(registry_addr: UnwrappedAddress) -> None:
         with trio.move_on_after(UNREGISTER_TIMEOUT, shield=True) as scope:
             try:
-                if _parent_is(actor, registry_addr):
+                if parent_is_registrar(actor, registry_addr):
                     try:
                         await leave(actor.get_parent())
                         return

@@ -90,6 +90,10 @@ class Registrar(Actor):
         if self._names.unregister(uid) is None:
             log.warning('cannot unregister %s: it is not registered', as_uid(uid))
 
+    def _child_has_left(self, uid: Uid) -> None:
+        """Drop a child that ended, however it did: it need not unregister itself."""
+        self._names.unregister(uid)
+
     async def delete_addr(self, addr: Addr) -> Uid | None:
         """Take a stale address from its owner; return the owner or `None`."""
         return self._names.delete_addr(addr)

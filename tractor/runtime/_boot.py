@@ -15,7 +15,11 @@ import trio
 
 from .._exceptions import InternalError, TransportClosed
 from ..discovery._addr import default_lo_addrs, wrap_address
-from ..discovery._api import register_actor, unregister_actor
+from ..discovery._api import (
+    parent_is_registrar,
+    register_actor,
+    unregister_actor,
+)
 from ..ipc._chan import Channel
 from ..ipc._outbox import IdleFlush
 from ..ipc._server import open_ipc_server
@@ -199,9 +203,14 @@ async def _until_cancelled(actor: Actor) -> None:
 async def _leave_in_order(actor: Actor) -> None:
     """All tasks have ended: clean up, and tell those who know of this actor."""
     actor.lifetime_stack.close()
-    if not actor.is_registrar:
+    if not actor.is_registrar and not _parent_keeps_us(actor):
         await unregister_actor(actor)
     await actor._say_farewell()
+
+
+def _parent_keeps_us(actor: Actor) -> bool:
+    """Whether our registrar is our parent, which sees our end by itself."""
+    return all(parent_is_registrar(actor, addr) for addr in actor.reg_addrs)
 
 
 async def _close_parent_chan(actor: Actor) -> None:

@@ -86,7 +86,7 @@ def _report_end(actor: Actor, err: TransportClosed) -> None:
 def _cut_off(actor: Actor, chan: Channel, cause: BaseException | None) -> None:
     """Wake every task that waits on the channel, cancel those that serve it."""
     peer = chan.aid
-    actor._child_is_cut_off(chan)
+    actor._child_is_cut_off(chan, by_us=_closed_here(cause))
     lost = lost_peer(None if peer is None else peer.uid, chan.raddr, cause)
     for ctx in [c for (owner, _), c in actor._contexts.items() if owner is chan]:
         ctx._peer_lost(lost)
@@ -96,6 +96,13 @@ def _cut_off(actor: Actor, chan: Channel, cause: BaseException | None) -> None:
             if ctx._canceller is None and peer is not None:
                 ctx._canceller = peer.uid
             ctx._scope.cancel()
+
+
+def _closed_here(cause: BaseException | None) -> bool:
+    """Whether this actor closed the channel itself, or stopped reading it."""
+    if isinstance(cause, TransportClosed):
+        return isinstance(cause.src_exc, trio.ClosedResourceError)
+    return True
 
 
 def _take_stray(actor: Actor, chan: Channel, msg: Any) -> None:

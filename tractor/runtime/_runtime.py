@@ -379,13 +379,20 @@ class Actor:
         if nursery is not None and chan.aid is not None:
             nursery._child_asked(chan.aid.uid)
 
-    _child_says_farewell = _child_is_asked
+    def _child_says_farewell(self, chan: Channel) -> None:
+        """The peer ends in order; if it is a child, its nursery expects that now."""
+        self._child_is_asked(chan)
+        if chan.aid is not None and self._nursery_of(chan) is not None:
+            self._child_has_left(chan.aid.uid)
 
-    def _child_is_cut_off(self, chan: Channel) -> None:
+    def _child_is_cut_off(self, chan: Channel, by_us: bool) -> None:
         """A channel has ended: if it is a child's, its nursery has to know."""
         nursery = self._nursery_of(chan)
         if nursery is not None and chan.aid is not None:
-            nursery._child_lost(chan)
+            nursery._child_lost(chan, by_us)
+
+    def _child_has_left(self, uid: Uid) -> None:
+        """A child ends, or is gone; a registrar drops it from its table."""
 
     def _child_failed(self, chan: Channel, error: BaseException) -> bool:
         """Give a child's runtime error to its nursery; `False` if it has none."""

@@ -262,11 +262,12 @@ class ActorNursery:
     def _child_asked(self, uid: Uid) -> None:
         self._sup.asked(uid)
 
-    def _child_lost(self, chan: Channel) -> None:
+    def _child_lost(self, chan: Channel, by_us: bool) -> None:
+        """A child without its parent's channel ends; whose doing that is matters."""
         uid = _chan_uid(chan)
         portal = self._children[uid][2] if uid in self._children else None
         if portal is not None and portal.chan is chan:
-            self._sup.lost(uid)
+            self._sup.asked(uid, reachable=by_us)
 
     def _child_runtime_failed(self, uid: Uid, error: BaseException) -> None:
         if uid in self._sup.children:
@@ -282,6 +283,7 @@ class ActorNursery:
         self._children.pop(uid, None)
         self._waits.pop(uid, None)
         self._actor._actoruid2nursery.pop(uid, None)
+        self._actor._child_has_left(uid)
         if uid not in self._sup.children:
             return
         died = self._sup.ended(uid, orderly=death is None or uid in self._killed)

@@ -58,7 +58,7 @@ def _trio_main(
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _end_subtree)
     if actor.loglevel is not None:
-        _log.get_console_log(actor.loglevel)
+        _log.get_console_log(actor.loglevel, name='tractor')
     # What was imported until now lives as long as the process.
     gc.freeze()
     gc.enable()
