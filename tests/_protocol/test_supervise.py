@@ -396,7 +396,7 @@ def test_a_farewell_after_a_vain_request_is_no_death():
     sup.body_ended(Lost(A))
     sup.cancel_started()
     sup.asked(A, reachable=False)
-    sup.asked(A)
+    sup.farewell(A)
     assert not sup.ended(A, orderly=False)
 
 

@@ -95,6 +95,12 @@ class Supervision:
         else:
             state.lost = True
 
+    def farewell(self, uid: Uid) -> None:
+        """It announced its own orderly end: somebody had asked for it."""
+        state = self.children.get(uid)
+        if state is not None and not state.ended:
+            state.asked = True
+
     def result_taken(self, uid: Uid) -> None:
         """The user received its main task's result or error."""
         state = self.children.get(uid)

@@ -381,8 +381,9 @@ class Actor:
 
     def _child_says_farewell(self, chan: Channel) -> None:
         """The peer ends in order; if it is a child, its nursery expects that now."""
-        self._child_is_asked(chan)
-        if chan.aid is not None and self._nursery_of(chan) is not None:
+        nursery = self._nursery_of(chan)
+        if nursery is not None and chan.aid is not None:
+            nursery._child_farewell(chan.aid.uid)
             self._child_has_left(chan.aid.uid)
 
     def _child_is_cut_off(self, chan: Channel, by_us: bool) -> None:

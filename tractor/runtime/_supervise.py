@@ -262,6 +262,9 @@ class ActorNursery:
     def _child_asked(self, uid: Uid) -> None:
         self._sup.asked(uid)
 
+    def _child_farewell(self, uid: Uid) -> None:
+        self._sup.farewell(uid)
+
     def _child_lost(self, chan: Channel, by_us: bool) -> None:
         """A child without its parent's channel ends; whose doing that is matters."""
         uid = _chan_uid(chan)
