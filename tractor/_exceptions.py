@@ -365,7 +365,10 @@ class MsgTypeError(RemoteActorError):
             return None
         from .msg.types import from_dict_msg
 
-        return from_dict_msg(dict(as_dict))
+        try:
+            return from_dict_msg(dict(as_dict))
+        except (TypeError, KeyError):  # what came is not even a message
+            return None
 
     @property
     def bad_msg_as_dict(self) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ channel goes last.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ._runtime import Actor
 
 log = get_logger()
+
+LAST_READ: Final = 0.25  # seconds for the parent to close its end
 
 
 async def async_main(
@@ -213,11 +215,29 @@ def _parent_keeps_us(actor: Actor) -> bool:
     return all(parent_is_registrar(actor, addr) for addr in actor.reg_addrs)
 
 
+async def _read_out(chan: Channel) -> None:
+    """
+    Let the parent read everything before the connection is closed.
+
+    Closing a TCP socket that holds unread bytes resets the connection, and what the
+    peer has not read yet is lost with it (RFC 2525, 2.17).
+    """
+    stream: Any = chan.stream
+    try:
+        await stream.send_eof()
+        while await stream.receive_some(65536):
+            pass
+    except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+        log.transport('the parent closed first')
+
+
 async def _close_parent_chan(actor: Actor) -> None:
     chan = actor._parent_chan
     if chan is None:
         return
-    with trio.move_on_after(0.5, shield=True):
+    with trio.move_on_after(LAST_READ, shield=True):
+        await _read_out(chan)
+    with trio.move_on_after(LAST_READ, shield=True):
         try:
             await chan.aclose()
         except (TransportClosed, trio.BrokenResourceError):

@@ -58,17 +58,17 @@ async def process_messages(
             task_status.started(scope)
             while True:
                 for msg in await chan.recv_batch():
-                    if type(msg) is Start:
-                        _start(actor, chan, msg)
-                        continue
-                    ctx = actor._contexts.get((chan, msg.cid))
-                    if ctx is None:
-                        _take_stray(actor, chan, msg)
+                    ctx = actor._contexts.get((chan, getattr(msg, 'cid', None)))  # type: ignore[arg-type]
+                    if ctx is None or type(msg) is Start:
+                        _take_other(actor, chan, msg)
                     elif ctx._deliver(msg) is Fate.OVERRUN:
                         await _overrun(actor, chan, ctx, msg)
     except TransportClosed as err:
         cause = err
         _report_end(actor, err)
+    except ProtocolViolation as err:
+        cause = err
+        log.error('%s; the connection is dropped', err)
     finally:
         _cut_off(actor, chan, cause)
         actor._loops.pop(chan, None)
@@ -98,11 +98,26 @@ def _cut_off(actor: Actor, chan: Channel, cause: BaseException | None) -> None:
             ctx._scope.cancel()
 
 
+class ProtocolViolation(Exception):
+    """A peer sent what no actor sends: only its own channel has to suffer for it."""
+
+
+def _take_other(actor: Actor, chan: Channel, msg: Any) -> None:
+    """A request, or a message that belongs to no open context."""
+    try:
+        if type(msg) is Start:
+            _start(actor, chan, msg)
+        else:
+            _take_stray(actor, chan, msg)
+    except (RuntimeError, TypeError, ValueError, LookupError) as err:
+        raise ProtocolViolation(f'{chan.aid} broke the protocol: {err}') from err
+
+
 def _closed_here(cause: BaseException | None) -> bool:
     """Whether this actor closed the channel itself, or stopped reading it."""
     if isinstance(cause, TransportClosed):
         return isinstance(cause.src_exc, trio.ClosedResourceError)
-    return True
+    return True  # cancelled, or dropped for what the peer sent
 
 
 def _take_stray(actor: Actor, chan: Channel, msg: Any) -> None:
@@ -115,6 +130,8 @@ def _take_stray(actor: Actor, chan: Channel, msg: Any) -> None:
             raise error
     elif type(msg) is CancelAck and msg.cid == FAREWELL_CID:
         actor._child_says_farewell(chan)
+    elif not hasattr(msg, 'cid'):
+        raise ValueError(f'a second {type(msg).__name__} in one connection')
     elif type(msg) is Stop:
         log.runtime('late end of stream for context %s', msg.cid)
     else:
@@ -129,8 +146,8 @@ def _start(actor: Actor, chan: Channel, msg: Start) -> None:
     peer = chan.aid
     if peer is None or tuple(msg.uid) != peer.uid:
         raise RuntimeError(
-            f'request in the name of {tuple(msg.uid)} came from '
-            f'{None if peer is None else peer.uid}: protocol violation'
+            f'a request in the name of {tuple(msg.uid)} came from '
+            f'{None if peer is None else peer.uid}'
         )
     if msg.ns == 'self':
         runner = actor._runtime_endpoint(chan, msg)
