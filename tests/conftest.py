@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import re
 import signal
@@ -64,6 +65,21 @@ def pytest_collection_modifyitems(
     if proofs:
         config.hook.pytest_deselected(items=proofs)
         items[:] = [item for item in items if item not in proofs]
+
+
+@pytest.fixture(autouse=True)
+def _log_levels() -> Iterator[None]:
+    """A root actor sets the level of the whole package: set it back after the test."""
+    loggers = [logging.getLogger('tractor')]
+    loggers += [
+        logger
+        for name, logger in logging.Logger.manager.loggerDict.items()
+        if name.startswith('tractor.') and isinstance(logger, logging.Logger)
+    ]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope='session')

@@ -311,7 +311,7 @@ class InboxMachine(RuleBasedStateMachine):
     def set_policy(self, allow):
         self.allow = self.inbox.allow_overruns = allow
 
-    # Room for what is in the spill already is made when it is next asked for.
+    # While the spill holds something, resizing has a test of its own above.
     @precondition(lambda self: not self.spilled)
     @rule(size=st.integers(1, 6))
     def resize(self, size):

@@ -86,11 +86,15 @@ async def _invoke(
             return
         with scope:
             task_status.started(ctx)
-            with _closing(call):
+            try:
                 reachable = await _reply(
                     chan, StartAck(cid=cid, functype=kind.functype)
                 )
                 await _RUN[kind](ctx, chan, cid, func, call, return_msg_type, reachable)
+            finally:
+                # A coroutine that never got to run warns unless it is closed.
+                if kind is not Kind.GENERATOR:
+                    call.close()
         if scope.cancelled_caught and kind in (Kind.PLAIN, Kind.CONTEXT):
             await _answer_cancelled(ctx, chan, cid, func)
     finally:
@@ -114,17 +118,6 @@ def unregister(actor: Actor, chan: Channel, ctx: Context) -> None:
     actor._rpc_tasks.pop((chan, ctx.cid), None)
     if not actor._rpc_tasks:
         actor._ongoing_rpc_tasks.set()
-
-
-@contextmanager
-def _closing(call: Any) -> Iterator[None]:
-    """Close a coroutine that never got to run, which would warn otherwise."""
-    try:
-        yield
-    finally:
-        close = getattr(call, 'close', None)
-        if close is not None:
-            close()
 
 
 async def _reply(chan: Channel, msg: Any) -> bool:

@@ -9,6 +9,7 @@ of open contexts, the table of running requests and the cancellation of its runt
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import sys
 import uuid as _uuid
@@ -114,6 +115,9 @@ class Actor:
         self._parent_loop: trio.CancelScope | None = None
         self._task: trio.lowlevel.Task | None = None
 
+        # A uuid whose last part counts: unique to this actor, and fast to make.
+        self._cid_prefix = str(_uuid.uuid4())[:24]
+        self._cids = itertools.count(1)
         self._contexts: dict[tuple[Channel, str], Context] = {}
         self._rpc_tasks: dict[tuple[Channel, str], tuple[Context, Any, trio.Event]] = {}
         self._ongoing_rpc_tasks = trio.Event()
@@ -246,7 +250,7 @@ class Actor:
         allow_overruns: bool = False,
     ) -> Context:
         """Make the calling side of a new context."""
-        cid = str(_uuid.uuid4())
+        cid = f'{self._cid_prefix}{next(self._cids):012x}'
         ctx = self._contexts[(chan, cid)] = Context(
             chan,
             cid,
