@@ -30,7 +30,6 @@ DEFERRED: Final = {
     ('_exceptions', 'msg/pretty_struct'): 'only to render the message of an error',
     ('_exceptions', 'msg/types'): 'only to make a message of a dict again',
     ('_root', 'discovery/_registry'): 'one actor of a tree is the registrar',
-    ('runtime/_boot', 'spawn/_lifeline'): 'only in a child',
     (
         'runtime/_runtime',
         'spawn/_mp_fixup_main',

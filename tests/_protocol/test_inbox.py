@@ -356,3 +356,13 @@ def test_any_sequence_of_operations(pytestconfig):
             database=None,
         ),
     )
+
+
+def test_a_larger_bound_takes_back_what_was_spilled():
+    """After the bound has grown nothing is refused while there is room."""
+    inbox = Inbox(1, allow_overruns=True)
+    inbox.put(0)
+    inbox.put(1)
+    inbox.max_buffer_size, inbox.allow_overruns = 10, False
+    assert inbox.put(2) is Fate.QUEUED
+    assert [inbox.take() for _ in range(3)] == [0, 1, 2]

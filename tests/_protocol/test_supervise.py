@@ -286,7 +286,7 @@ def test_a_cancelled_join_asks_the_children_to_end():
     sup = supervision(daemons=[A], run_once=[B])
     sup.body_ended(None)
     cancelled = Cancelled()
-    sup.join_cancelled(cancelled)
+    sup.join_cancelled(cancelled, Cancelled)
     assert sup.next_step() is Join.CANCEL
     sup.cancel_started()
     sup.finished(B, RuntimeError('cancelled by the teardown'))
@@ -300,7 +300,7 @@ def test_a_cancelled_join_yields_to_what_was_collected():
     sup.body_ended(None)
     error = RuntimeError()
     sup.finished(A, error)
-    sup.join_cancelled(Cancelled())
+    sup.join_cancelled(Cancelled(), Cancelled)
     sup.cancel_started()
     end(sup, A, B)
     assert outcome(sup) is error
@@ -311,7 +311,7 @@ def test_a_cancelled_join_does_not_replace_the_bodys_error():
     sup = supervision(daemons=[A])
     error = ValueError()
     sup.body_ended(error)
-    sup.join_cancelled(Cancelled())
+    sup.join_cancelled(Cancelled(), Cancelled)
     sup.cancel_started()
     end(sup, A)
     assert outcome(sup) is error
@@ -524,3 +524,41 @@ def test_a_group_of_symptoms_is_dropped():
     death = die(sup, A)
     sup.body_ended(ExceptionGroup('g', [Lost(A), Lost(A)]))
     assert outcome(sup) is death
+
+
+# -- interrupts and duplicates --------------------------------------------------------
+
+
+def test_an_interrupt_of_the_join_is_not_lost():
+    """Ctrl-C while a cancelled nursery waits for its children is what it raises."""
+    sup = supervision(daemons=[A])
+    sup.body_ended(Cancelled())
+    sup.cancel_started()
+    interrupt = KeyboardInterrupt()
+    sup.join_cancelled(interrupt, Cancelled)
+    end(sup, A)
+    assert outcome(sup) is interrupt
+
+
+def test_an_error_inside_the_bodys_group_is_told_once():
+    """A child's error that the body raised within a group is not collected again."""
+    sup = supervision(daemons=[A])
+    error = RuntimeError()
+    sup.failed(A, error)
+    group = ExceptionGroup('g', [error, ValueError()])
+    sup.body_ended(group)
+    sup.cancel_started()
+    end(sup, A)
+    assert outcome(sup) is group
+
+
+def test_an_answer_to_our_own_cancel_is_not_collected():
+    """What a run-once child says after it was asked to end is no failure."""
+    sup = supervision(run_once=[A])
+    sup.cancel_started()
+    sup.asked(A)
+    sup.collected(A, RuntimeError('cancelled'))
+    own = KeyError()
+    sup.body_ended(own)
+    end(sup, A)
+    assert outcome(sup) is own

@@ -246,7 +246,7 @@ class SupervisionMachine(RuleBasedStateMachine):
     @rule()
     def the_join_is_cancelled(self):
         cancelled = Cancelled()
-        self.sup.join_cancelled(cancelled)
+        self.sup.join_cancelled(cancelled, Cancelled)
         if self.own is None:
             self.own = cancelled
         self.ends_all = True

@@ -34,7 +34,8 @@ SECONDS_PER_BATCH: Final = 60.0  # a hang, not a speed
 SECONDS_PER_CALL: Final = 0.5
 
 MEMORY_SLACK: Final = 1.5 * 2**20  # bytes
-OBJECT_SLACK: Final = 100  # of the garbage collector's, caches of the library included
+# Objects: trio keeps up to 40 idle worker threads, which are 25 objects each.
+OBJECT_SLACK: Final = 40 * 25 + 100
 
 PAGE: Final = os.sysconf('SC_PAGE_SIZE')
 

@@ -59,11 +59,14 @@ class Escalation:
 
     def acked(self) -> float:
         """The child confirmed; return how long it may take to end."""
-        self.step = Step.WAIT
+        if self.step is Step.ASK:
+            self.step = Step.WAIT
         return float('inf') if self._patient else EXIT_AFTER_ACK
 
     def overdue(self) -> Step:
         """The present step's time is over; return the next one."""
+        if self.step is Step.DONE:
+            return self.step
         if self._patient:
             self.step = Step.WAIT
         elif self.step in (Step.ASK, Step.WAIT):

@@ -62,6 +62,8 @@ class Inbox[T]:
         """Add a stream message, subject to the bound."""
         if self.is_closed:
             return Fate.CLOSED
+        if self._spill:
+            self._refill()  # the bound may have grown
         if self._bounded < self.max_buffer_size and not self._spill:
             self._bounded += 1
             self.data.append((item, True))
@@ -95,10 +97,15 @@ class Inbox[T]:
         item, bounded = self.data.popleft()
         if bounded:
             self._bounded -= 1
-            if self._spill and self._bounded < self.max_buffer_size:
-                self.data.append((self._spill.popleft(), True))
-                self._bounded += 1
+            if self._spill:
+                self._refill()
         return item
+
+    def _refill(self) -> None:
+        """Move what was spilled into free room, in order."""
+        while self._spill and self._bounded < self.max_buffer_size:
+            self.data.append((self._spill.popleft(), True))
+            self._bounded += 1
 
     def close(self) -> int:
         """Refuse further messages, forget those inside, return how many they were."""

@@ -38,7 +38,7 @@ def hop(
 
     An exact `RemoteActorError` keeps its source and only gains a stop on its path.
     Any other type that arrived boxed (a `ContextCancelled`, a `MsgTypeError`) speaks
-    for the actor that ships it, and keeps its path.
+    for the actor that ships it, which adds itself to its path.
     """
     if came is None:
         return Hop(here, type_name, type_name, [here])

@@ -10,7 +10,7 @@ carries out the steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Final
 
@@ -115,8 +115,9 @@ class Supervision:
             self.errors.setdefault(uid, error)
 
     def collected(self, uid: Uid, error: BaseException) -> None:
-        """It had failed, unseen, before the body did."""
-        if not self.children[uid].taken:
+        """It had failed, unseen, before the body did and before it was asked to end."""
+        state = self.children[uid]
+        if not state.taken and not state.asked:
             self.errors.setdefault(uid, error)
 
     def failed(self, uid: Uid, error: BaseException) -> None:
@@ -159,9 +160,15 @@ class Supervision:
             self.own_error = error
             self._must_cancel = True
 
-    def join_cancelled(self, error: BaseException) -> None:
-        """The wait for the children was cancelled from outside."""
-        if self.own_error is None:
+    def join_cancelled(self, error: BaseException, is_cancelled: type) -> None:
+        """
+        The wait for the children was interrupted; an interrupt beats what it found.
+
+        Args:
+            error: A cancellation, or something like `KeyboardInterrupt`.
+            is_cancelled: The class of a cancellation.
+        """
+        if self.own_error is None or not isinstance(error, is_cancelled):
             self.own_error = error
         self._must_cancel = True
 
@@ -197,7 +204,8 @@ class Supervision:
         own = self.own_error
         if own is not None:
             own = self._without_symptoms(own)
-        children = [exc for exc in self.errors.values() if exc is not own]
+        told = set() if own is None else {id(leaf) for leaf in _leaves(own)}
+        children = [exc for exc in self.errors.values() if id(exc) not in told]
         if (
             children
             and own is not None
@@ -214,21 +222,33 @@ class Supervision:
         is_symptom = _is_symptom_of(*self._dead)
         if not self._dead:
             return own
-        if isinstance(own, BaseExceptionGroup):
-            return own.split(
-                lambda exc: not isinstance(exc, BaseExceptionGroup) and is_symptom(exc)
-            )[1]
-        if not is_symptom(own):
-            return own
-        death = self.errors[own.peer]  # type: ignore[attr-defined]
-        if death.__cause__ is None:
-            death.__cause__ = own
-        return None
+        for leaf in _leaves(own):
+            if is_symptom(leaf):
+                death = self.errors[leaf.peer]  # type: ignore[attr-defined]
+                if death.__cause__ is None:
+                    death.__cause__ = leaf
+        if not isinstance(own, BaseExceptionGroup):
+            return None if is_symptom(own) else own
+        rest: BaseException | None = own.split(
+            lambda exc: not isinstance(exc, BaseExceptionGroup) and is_symptom(exc)
+        )[1]
+        while isinstance(rest, BaseExceptionGroup) and len(rest.exceptions) == 1:
+            rest = rest.exceptions[0]
+        return rest
 
 
 def _is_symptom_of(*uids: Uid) -> Callable[[BaseException], bool]:
     """Return what tells errors that only say one of these peers cannot be reached."""
     return lambda exc: getattr(exc, 'peer', None) in uids
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    """Give every exception of a possible group that is no group itself."""
+    if not isinstance(exc, BaseExceptionGroup):
+        yield exc
+        return
+    for inner in exc.exceptions:
+        yield from _leaves(inner)
 
 
 def _is_only(exc: BaseException, rule: Callable[[BaseException], bool]) -> bool:

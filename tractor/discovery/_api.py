@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from tractor._exceptions import TransportClosed
+from tractor._exceptions import RemoteActorError, TransportClosed
 from tractor._protocol.election import Election, Probe, elect
 from tractor.discovery._addr import (
     Address,
@@ -459,7 +459,7 @@ async def unregister_actor(actor: Actor) -> None:
                         log.runtime('parent channel is gone: %s', err)
                 async with get_registry(registry_addr) as registry:
                     await leave(registry)
-            except (OSError, TransportClosed) as err:
+            except (OSError, TransportClosed, RemoteActorError) as err:
                 log.runtime('cannot unregister at %s: %r', registry_addr, err)
         if scope.cancelled_caught:
             log.warning(

@@ -25,6 +25,7 @@ from ..ipc._outbox import IdleFlush
 from ..ipc._server import open_ipc_server
 from ..log import get_logger
 from ..msg.types import SpawnSpec
+from ..spawn._lifeline import parent_is_lost
 from ..trionics._beg import strip
 from . import _state
 from ._msgloop import _start, process_messages
@@ -182,13 +183,15 @@ async def _serve_parent(
             task_status.started(scope)
 
     await process_messages(chan, shield=True, task_status=Started())  # type: ignore[arg-type]
-    if actor._cancel_called:
+    if actor._parent_loop is not None and actor._parent_loop.cancel_called:
         return
     log.cancel('the parent %s is gone, this actor ends', chan.aid)
-    from ..spawn._lifeline import parent_is_lost  # a child's business only
-
     parent_is_lost()
-    await actor.cancel(None)
+    with trio.CancelScope(shield=True):
+        if actor._ipc_server is not None:
+            # First what would be left behind if the rest took too long.
+            await actor._ipc_server._close_listeners()
+        await actor.cancel(None)
 
 
 async def _until_cancelled(actor: Actor) -> None:

@@ -386,7 +386,7 @@ class ActorNursery:
 
     async def _join(self, error: BaseException | None) -> None:
         """The body is over: see the children through to their end."""
-        if error is not None:
+        if error is not None or self._sup.must_cancel or self._cancel_called:
             await self._wait_for_debugger()
             self._collect_delivered()
         self._sup.body_ended(error)
@@ -394,15 +394,15 @@ class ActorNursery:
             step = self._sup.next_step()
             if step is Join.DONE:
                 break
-            if step is Join.CANCEL:
-                await self.cancel()
-                continue
-            self._join_procs.set()
             try:
+                if step is Join.CANCEL:
+                    await self.cancel()
+                    continue
+                self._join_procs.set()
                 with trio.CancelScope(shield=self._sup.cancelling):
                     await self._changed.wait()
             except BaseException as err:
-                self._sup.join_cancelled(err)
+                self._sup.join_cancelled(err, trio.Cancelled)
         self._join_procs.set()
         self._cancelled_caught = self._cancel_called and not self._sup.errors
 

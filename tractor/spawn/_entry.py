@@ -22,7 +22,7 @@ from ..runtime import _state
 from ..runtime._boot import async_main
 from ..trionics._beg import strip
 from ..trionics.patches import apply_all
-from . import _lifeline
+from . import _lifeline, _reap
 
 if TYPE_CHECKING:
     from ..runtime._runtime import Actor
@@ -69,6 +69,8 @@ def _trio_main(
             raise
         log.cancel('interrupted by the operating system')
     finally:
+        if _lifeline.is_orphan():
+            _reap.sweep()  # nobody else is left to do it for the parent
         _state._last_actor_terminated = actor
         _state._current_actor = None
 

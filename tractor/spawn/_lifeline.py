@@ -27,6 +27,7 @@ ENV: Final = '_TRACTOR_LIFELINE'  # number of the descriptor; nothing secret
 ORDERLY: Final = 5  # seconds that an orphan may take to end in order
 
 _tied = False
+_orphan = False
 
 
 @contextlib.contextmanager
@@ -87,8 +88,15 @@ def _has_hung_up(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
+def is_orphan() -> bool:
+    """Whether this process noticed that its parent is gone."""
+    return _orphan
+
+
 def parent_is_lost() -> None:
     """This process noticed it by itself: let it end in order, within `ORDERLY`."""
+    global _orphan
+    _orphan = True
     if _tied:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it may come late
         signal.alarm(ORDERLY)

@@ -98,11 +98,21 @@ def sweep(folder: Path | None = None) -> int:
         match = _NAMED_FOR_A_PROCESS.fullmatch(name)
         if match is None or name.startswith('registry@'):
             continue
-        if os.path.exists(f'/proc/{match[1]}') or not is_refused(space / name):
+        if _is_alive(match[1]) or not is_refused(space / name):
             continue
         _unlink(space / name)
         removed += 1
     return removed
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        with open(f'/proc/{pid}/stat', encoding='ascii', errors='replace') as stat:
+            state = stat.read().rpartition(')')[2].split()[0]
+    except OSError:
+        return False
+    return state not in 'ZX'
 
 
 def is_refused(path: Path) -> bool:
