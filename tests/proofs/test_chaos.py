@@ -288,7 +288,11 @@ def check_survivors(tree: Tree) -> None:
                 own = [leaf for leaf in tree.killed if leaf in leaves_of(name)]
                 assert any(is_death_of(tree, leaf, single) for leaf in own), single
             else:
-                assert single['type'] in ('Cancelled', 'TransportClosed'), single
+                assert single['type'] in (
+                    'Cancelled',
+                    'ContextCancelled',
+                    'TransportClosed',
+                ), single
         ended = report.get('calls_ended_by')
         if ended is not None and ended['type'] == 'TransportClosed':
             assert ended['uid'] == report['calls_to'], f'{name}: {ended}'

@@ -1,8 +1,8 @@
 """
 A process that wants to talk to an actor it has no business with.
 
-Run as `stranger_program.py ADDRESS UID`: it becomes that user, unless UID is 0, tries to
-connect and to shake hands, and prints as one JSON line which error that ended with.
+Run as `stranger_program.py ADDRESS UID`: it becomes that user, unless UID is 0, tries
+to connect and to shake hands, and prints as one JSON line which error that ended with.
 """
 
 from __future__ import annotations

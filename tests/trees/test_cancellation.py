@@ -106,27 +106,10 @@ async def block(ctx: tractor.Context) -> None:
 
 
 told_to_cancel = trio.Event()
-asleep, cancelled = trio.Event(), trio.Event()
 
 
 async def tell_to_cancel() -> None:
     told_to_cancel.set()
-
-
-async def sleep_and_tell() -> None:
-    asleep.set()
-    try:
-        await trio.sleep_forever()
-    finally:
-        cancelled.set()
-
-
-async def wait_until_asleep() -> None:
-    await asleep.wait()
-
-
-async def wait_until_cancelled() -> None:
-    await cancelled.wait()
 
 
 async def start_grandchild() -> None:
@@ -442,43 +425,6 @@ def test_relayed_cancellation_keeps_its_canceller(run_tree):
         run_tree(body)
     assert caught.value.canceller == uids[0]
     assert caught.value.src_uid[0] == 'middle'
-
-
-# -- plain calls -----------------------------------------------------------------------
-
-
-def test_cancelled_call_cancels_the_remote_task(run_tree):
-    """Giving up a `Portal.run()` ends what it started."""
-
-    async def body(an):
-        portal = await start(an)
-        with trio.CancelScope() as scope:
-            async with trio.open_nursery() as tn:
-                tn.start_soon(portal.run, sleep_and_tell)
-                await portal.run(wait_until_asleep)
-                scope.cancel()
-        await portal.run(wait_until_cancelled)
-        await an.cancel()
-
-    run_tree(body)
-
-
-def test_call_cancelled_by_another_actor_answers(run_tree):
-    """A plain remote task that a third actor cancels says so, instead of nothing."""
-    uids = []
-
-    async def body(an):
-        child, third = await start(an), await start(an, 'third')
-        uids.append(third.chan.aid.uid)
-        async with trio.open_nursery() as tn:
-            tn.start_soon(child.run, sleep_and_tell)
-            await child.run(wait_until_asleep)
-            await third.run(cancel_actor, name='child')
-            await trio.sleep_forever()
-
-    with pytest.raises(ContextCancelled) as caught:
-        run_tree(body)
-    assert caught.value.canceller == uids[0]
 
 
 # -- whole trees -----------------------------------------------------------------------

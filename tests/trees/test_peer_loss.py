@@ -23,6 +23,7 @@ import tractor
 from tractor import TransportClosed
 from tractor._exceptions import ActorDied
 from tractor._testing import break_ipc, repodir
+from tractor._testing._reap import find_orphaned_uds, reap_uds
 
 
 @tractor.context
@@ -108,6 +109,10 @@ def open_peer(reg_addr, tpt_proto):
                     yield portal, program
             finally:
                 program.kill()
+                program.wait()
+                # Nobody cleans up after a killed program that no actor here started.
+                left = f'@{program.pid}.sock'
+                reap_uds(p for p in find_orphaned_uds() if p.endswith(left))
 
     return open_it
 

@@ -6,7 +6,12 @@ import pytest
 import trio
 
 import tractor
-from tractor import ModuleNotExposed, RemoteActorError, TransportClosed
+from tractor import (
+    ContextCancelled,
+    ModuleNotExposed,
+    RemoteActorError,
+    TransportClosed,
+)
 from tractor._exceptions import NoResult, NoRuntime
 
 state = {'calls': 0}
@@ -49,6 +54,30 @@ async def parent_is_a_root_address() -> bool:
     actor = tractor.current_actor()
     addrs = [list(addr) for addr in tractor.get_runtime_vars()['_root_addrs']]
     return list(actor._parent_chan.raddr.unwrap()) in addrs
+
+
+asleep, cancelled = trio.Event(), trio.Event()
+
+
+async def sleep_and_tell() -> None:
+    asleep.set()
+    try:
+        await trio.sleep_forever()
+    finally:
+        cancelled.set()
+
+
+async def wait_until_asleep() -> None:
+    await asleep.wait()
+
+
+async def wait_until_cancelled() -> None:
+    await cancelled.wait()
+
+
+async def cancel_actor(name: str) -> None:
+    async with tractor.wait_for_actor(name) as portal:
+        assert await portal.cancel_actor()
 
 
 def not_async() -> None: ...
@@ -182,6 +211,43 @@ def test_context_over_a_portal_to_oneself_is_refused(run_tree):
     with pytest.raises(RuntimeError, match='Invalid Operation') as caught:
         run_tree(body)
     assert not isinstance(caught.value, RemoteActorError)
+
+
+# -- calls that are given up -----------------------------------------------------------
+
+
+def test_cancelled_call_cancels_the_remote_task(run_tree):
+    """Giving up a `Portal.run()` ends what it started."""
+
+    async def body(an):
+        portal = await start(an)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as tn:
+                tn.start_soon(portal.run, sleep_and_tell)
+                await portal.run(wait_until_asleep)
+                scope.cancel()
+        await portal.run(wait_until_cancelled)
+        await an.cancel()
+
+    run_tree(body)
+
+
+def test_call_cancelled_by_another_actor_answers(run_tree):
+    """A plain remote task that a third actor cancels says so, instead of nothing."""
+    uids = []
+
+    async def body(an):
+        child, third = await start(an), await start(an, 'third')
+        uids.append(third.chan.aid.uid)
+        async with trio.open_nursery() as tn:
+            tn.start_soon(child.run, sleep_and_tell)
+            await child.run(wait_until_asleep)
+            await third.run(cancel_actor, name='child')
+            await trio.sleep_forever()
+
+    with pytest.raises(ContextCancelled) as caught:
+        run_tree(body)
+    assert caught.value.canceller == uids[0]
 
 
 # -- results ---------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from .._exceptions import StreamOverrun, TransportClosed
 from .._protocol.inbox import Fate
 from ..log import get_logger
 from ..msg.types import CancelAck, Error, Start, Stop
-from ._rpc import GONE, _invoke, register
+from ._rpc import GONE, register, serve
 from ._state import current_actor
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _start(actor: Actor, chan: Channel, msg: Start) -> None:
     ctx._scope = trio.CancelScope()
     register(actor, chan, ctx, func)
     actor._service_tn.start_soon(
-        partial(_invoke, actor, msg.cid, chan, func, msg.kwargs),
+        partial(serve, actor, ctx, func, msg.kwargs),
         name=getattr(func, '__name__', msg.func),
     )
 

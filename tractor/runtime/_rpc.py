@@ -104,6 +104,17 @@ async def _invoke(
         done.set()
 
 
+async def serve(
+    actor: Actor, ctx: Context, func: Callable[..., Any], kwargs: dict[str, Any]
+) -> None:
+    """Run one request that was registered, and forget its context."""
+    try:
+        await _invoke(actor, ctx.cid, ctx.chan, func, kwargs)
+    finally:
+        ctx._end()
+        actor._forget_context(ctx)
+
+
 def register(actor: Actor, chan: Channel, ctx: Context, func: Any) -> trio.Event:
     """Note a task before it runs, so that a cancel request always finds it."""
     if not actor._rpc_tasks:
@@ -227,7 +238,6 @@ async def _run_context(
         ended = Ended.RAISED
     finally:
         ctx._end()
-        ctx._actor._forget_context(ctx)
     match ship(ended, ctx._remote_error is not None):
         case Ship.RESULT:
             ctx._result = result
