@@ -44,6 +44,10 @@ async def describe_actor() -> dict[str, object]:
     }
 
 
+async def count_contexts() -> int:
+    return len(tractor.current_actor()._contexts)
+
+
 async def runtime_vars_match() -> bool:
     """Whether this actor runs with what its parent sent."""
     actor = tractor.current_actor()
@@ -457,3 +461,16 @@ def test_runtime_can_be_opened_again(run_tree):
         assert variables['_root_addrs'] == []
         assert variables['_root_mailbox'] is None
         assert variables['_debug_mode'] is False
+
+
+def test_calls_leave_nothing_behind(run_tree):
+    """Neither side remembers a call that is over."""
+
+    async def body(an):
+        portal = await an.start_actor('child', enable_modules=[__name__])
+        for _ in range(20):
+            assert await portal.run(count_contexts) == 1  # its own
+        assert not portal.actor._contexts
+        await an.cancel()
+
+    run_tree(body)
