@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from . import _ctx_repr
 from ._boxing import unpack_error
 from ._exceptions import (
     ContextCancelled,
@@ -548,51 +549,17 @@ class Context:
     @property
     def repr_state(self) -> str:
         """One word or two for where it stands."""
-        error = self._remote_error
-        if isinstance(error, ContextCancelled):
-            if self._is_own_ack(error):
-                return 'self-cancelled'
-            peer = self.chan.aid
-            by_peer = peer is not None and error.canceller == peer.uid
-            return 'peer-cancelled' if by_peer else 'actor-cancelled'
-        if self.maybe_error is not None:
-            return 'errored'
-        if self._final_result_is_set() or self._return_msg is not None:
-            return 'result-returned'
-        if self._stream is not None:
-            return 'streaming-finished' if self._stream.closed else 'streaming'
-        if self._portal is None:
-            return 'started' if self._started_called else 'pre-started'
-        return {
-            Stage.CALLED: 'pre-started',
-            Stage.ACKED: 'syncing-to-child',
-            Stage.OPEN: 'started',
-            Stage.STOPPED: 'started',
-        }.get(self._dialog.stage, '??unknown??')
+        return _ctx_repr.state(self)
 
     def repr_outcome(self, show_error_fields: bool = False) -> str:
         """The outcome on one line."""
-        error = self.maybe_error
-        if error is None:
-            result = self._result
-            return 'Unresolved' if result is Unresolved else repr(result)
-        if isinstance(error, RemoteActorError):
-            return error.reprol()
-        return f'{type(error).__name__}({error})'
+        if self.maybe_error is None and self._result is Unresolved:
+            return 'Unresolved'
+        return _ctx_repr.outcome(self)
 
     def pformat(self) -> str:
         """Several lines for a report."""
-        peer = self.chan.aid
-        return (
-            f'<Context(\n'
-            f' |_side: {self.side}\n'
-            f' |_state: {self.repr_state}\n'
-            f' |_cid: {self.cid}\n'
-            f' |_peer: {peer.reprol() if peer is not None else "<unknown>"}\n'
-            f' |_rpc: {self.repr_rpc}\n'
-            f' |_outcome: {self.repr_outcome()}\n'
-            f')>'
-        )
+        return _ctx_repr.block(self)
 
     __repr__ = pformat
     __str__ = pformat

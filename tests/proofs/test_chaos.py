@@ -280,24 +280,45 @@ def check_root(tree: Tree, error: Any) -> None:
 
 
 def check_survivors(tree: Tree) -> None:
-    """Calls to the dead failed with their name, and no survivor failed otherwise."""
+    """Nobody failed of anything but the deaths, and lost peers were named."""
     for name, report in tree.reports().items():
         assert report['uid'] == tree.uid(name)
         for single in flat(report.get('ended_by')):
-            if name.startswith('middle') and single['type'] == 'ActorDied':
-                own = [leaf for leaf in tree.killed if leaf in leaves_of(name)]
-                assert any(is_death_of(tree, leaf, single) for leaf in own), single
-            else:
-                assert single['type'] in (
-                    'Cancelled',
-                    'ContextCancelled',
-                    'TransportClosed',
-                ), single
-        ended = report.get('calls_ended_by')
-        if ended is not None and ended['type'] == 'TransportClosed':
-            assert ended['uid'] == report['calls_to'], f'{name}: {ended}'
-        elif ended is not None:
-            assert ended['type'] == 'ContextCancelled', f'{name}: {ended}'
+            assert (
+                single['type'] == 'Cancelled'
+                or any(is_death_of(tree, leaf, single) for leaf in own_dead(tree, name))
+                or is_loss_of(tree, peers_of(name), single)
+                or is_end_of_callee(report, single)
+            ), f'{name}: {single}'
+        for single in flat(report.get('calls_ended_by')):
+            assert is_end_of_callee(report, single), f'{name}: {single}'
+
+
+def own_dead(tree: Tree, name: str) -> list[str]:
+    """Return the killed among an actor's own children."""
+    if not name.startswith('middle'):
+        return []
+    return [leaf for leaf in tree.killed if leaf in leaves_of(name)]
+
+
+def peers_of(name: str) -> list[str]:
+    """Return the parent and the children of an actor below the root."""
+    if name.startswith('leaf'):
+        return [middle_of(name)]
+    return ['root', *leaves_of(name)]
+
+
+def is_loss_of(tree: Tree, names: list[str], error: dict[str, Any]) -> bool:
+    """Whether the error says that the connection to one of these is gone."""
+    return error['type'] == 'TransportClosed' and error['uid'] in [
+        tree.uid(name) for name in names
+    ]
+
+
+def is_end_of_callee(report: dict[str, Any], error: dict[str, Any]) -> bool:
+    """Whether the error says that the leaf which this one called is gone or going."""
+    where = {'TransportClosed': 'uid', 'ContextCancelled': 'src_uid'}.get(error['type'])
+    return where is not None and error[where] == report.get('calls_to')
 
 
 def wait_until_gone(tree: Tree, since: float) -> float:
