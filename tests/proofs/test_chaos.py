@@ -281,7 +281,10 @@ def check_root(tree: Tree, error: Any) -> None:
 
 def check_survivors(tree: Tree) -> None:
     """Nobody failed of anything but the deaths, and lost peers were named."""
-    for name, report in tree.reports().items():
+    reports = tree.reports()
+    for middle in {'middle_0', 'middle_1', 'middle_2'}.difference(tree.killed):
+        assert middle in reports, f'{middle} did not end in order'
+    for name, report in reports.items():
         assert report['uid'] == tree.uid(name)
         for single in flat(report.get('ended_by')):
             assert (

@@ -238,8 +238,9 @@ async def _close_parent_chan(actor: Actor) -> None:
     chan = actor._parent_chan
     if chan is None:
         return
-    with trio.move_on_after(LAST_READ, shield=True):
-        await _read_out(chan)
+    if chan.connected() and chan.raddr.proto_key == 'tcp':
+        with trio.move_on_after(LAST_READ, shield=True):
+            await _read_out(chan)
     with trio.move_on_after(LAST_READ, shield=True):
         try:
             await chan.aclose()
