@@ -10,6 +10,7 @@ its pipe, so it does not outlive the tree.
 
 from __future__ import annotations
 
+import os
 from multiprocessing import forkserver
 from typing import Any, Final
 
@@ -30,13 +31,22 @@ def prepare() -> None:
 def describe() -> dict[str, Any]:
     """Start the server unless it runs, and return what a child needs to reach it."""
     _server.ensure_running()
-    return {name: getattr(_server, name) for name in _FACTS if hasattr(_server, name)}
+    facts = {name: getattr(_server, name) for name in _FACTS if hasattr(_server, name)}
+    return {'server': facts, 'environ': dict(os.environ)}
 
 
 def adopt(facts: dict[str, Any]) -> None:
-    """Use a server that an ancestor started; never start or wait for one here."""
-    for name, value in facts.items():
+    """
+    Use a server that an ancestor started; never start or wait for one here.
+
+    The environment becomes the parent's, as in any other child: the server's is that
+    of the moment when it was started.
+    """
+    for name, value in facts['server'].items():
         setattr(_server, name, value)
+    if os.environ != facts['environ']:
+        os.environ.clear()
+        os.environ.update(facts['environ'])
     _server.ensure_running = _assume_running
 
 
