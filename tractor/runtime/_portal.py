@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from .._boxing import lost_peer
 from .._exceptions import ActorTooSlowError, NoResult
 from .._open_ctx import open_context_from_portal
 from .._streaming import MsgStream
@@ -163,6 +164,16 @@ class Portal:
         self._main = await self.actor.start_remote_task(
             self._chan, nsf=f'{ns}:{name}', kwargs=kwargs, portal=self
         )
+
+    def _forget_main(self) -> None:
+        """Nothing more will come for the main task; its outcome stays with us."""
+        main = self._main
+        if main is not None:
+            peer = self._chan.aid
+            main._peer_lost(
+                lost_peer(None if peer is None else peer.uid, self._chan.raddr)
+            )
+            self.actor._forget_context(main)
 
     async def wait_for_result(self, hide_tb: bool = True) -> Any:
         """

@@ -283,7 +283,9 @@ class ActorNursery:
 
     def _child_gone(self, uid: Uid, death: ActorDied | None) -> None:
         """A child's process is reaped; `None` if it never came up."""
-        self._children.pop(uid, None)
+        _actor, _proc, portal = self._children.pop(uid, (None, None, None))
+        if portal is not None:
+            portal._forget_main()
         self._waits.pop(uid, None)
         self._actor._actoruid2nursery.pop(uid, None)
         self._actor._child_has_left(uid)
