@@ -50,6 +50,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the suite's own markers."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts background jobs so, and every process here inherits it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         'markers', 'long_proof: runs only with --proof-rounds, and as long as that says'
     )
