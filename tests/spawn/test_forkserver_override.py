@@ -1,8 +1,12 @@
-"""Children of the fork server: their environment is their parent's."""
+"""Children of the fork server: their environment, and their main module."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import trio
@@ -30,3 +34,66 @@ def test_environment_is_the_parents(reg_addr, monkeypatch, value):
                 await an.cancel()
 
     trio.run(main)
+
+
+PROGRAM = """
+import os
+import sys
+
+import trio
+import tractor
+
+LOADED_BY = os.getpid()
+if '{fail}' and __name__ != '__main__':
+    raise ValueError('not in a child')
+
+
+async def get_loader():
+    return LOADED_BY, os.getpid()
+
+
+async def main():
+    with trio.fail_after(20):
+        async with tractor.open_nursery(
+            start_method='mp_forkserver',
+            enable_transports=['uds'],
+            registry_addrs=[('{dir}', 'registry.sock')]
+        ) as an:
+            found = []
+            for name in ('one', 'two'):
+                portal = await an.start_actor(name, enable_modules=[__name__])
+                found.append(await portal.run(get_loader))
+            await an.cancel()
+    (one, first), (two, second) = found
+    assert one == two and one not in (os.getpid(), first, second), found
+    print('loaded once')
+
+
+if __name__ == '__main__':
+    trio.run(main)
+"""
+
+
+def run_program(directory, fail: str = '') -> subprocess.CompletedProcess[str]:
+    script = directory / 'program.py'
+    script.write_text(PROGRAM.format(dir=directory, fail=fail), encoding='utf-8')
+    return subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=30
+    )
+
+
+def test_main_module_is_imported_once():
+    """All children are forked from a server that holds the program's main module."""
+    with tempfile.TemporaryDirectory() as directory:
+        done = run_program(Path(directory))
+    assert done.stdout == 'loaded once\n', done.stderr
+    assert done.stderr == ''
+
+
+def test_main_module_that_fails_is_the_childs_error():
+    """The server survives it; the child tells, and the program ends."""
+    with tempfile.TemporaryDirectory() as directory:
+        done = run_program(Path(directory), fail='yes')
+    assert done.returncode == 1
+    assert 'ValueError: not in a child' in done.stderr
+    assert "ActorFailure: actor 'one' ended with status 1" in done.stderr

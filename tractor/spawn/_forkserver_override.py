@@ -2,22 +2,34 @@
 One fork server for the whole tree.
 
 The standard library gives every process its own server, and a child knows nothing of
-its parent's.  Here the first actor that needs one starts it, with trio and the runtime
-preloaded, and every descendant asks the same server: `describe()` is passed down with
-each child, `adopt()` is called in it.  The server ends with the last process that holds
-its pipe, so it does not outlive the tree.
+its parent's.  Here the first actor that needs one starts it, with trio, the runtime and
+the program's main module preloaded, and every descendant asks the same server:
+`describe()` is passed down with each child, `adopt()` is called in it.  The server ends
+with the last process that holds its pipe, so it does not outlive the tree.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from multiprocessing import forkserver
+from multiprocessing import forkserver, process, spawn, util
 from typing import Any, Final
 
 PRELOAD: Final = ('tractor.spawn._forkserver_preload',)
 
 # What a process has to know of a server that another one started.
 _FACTS: Final = ('_forkserver_address', '_forkserver_authkey')
+
+# Tells the server where the program's main module is; removed there and here.
+_MAIN_ENV: Final = 'TRACTOR_FORKSERVER_MAIN'
+_MAIN_KEYS: Final = (
+    'sys_path',
+    'sys_argv',
+    'dir',
+    'orig_dir',
+    'init_main_from_name',
+    'init_main_from_path',
+)
 
 _server: Any = forkserver._forkserver
 
@@ -30,9 +42,40 @@ def prepare() -> None:
 
 def describe() -> dict[str, Any]:
     """Start the server unless it runs, and return what a child needs to reach it."""
-    _server.ensure_running()
+    if _server._forkserver_address is None:
+        found = spawn.get_preparation_data('ignore')
+        os.environ[_MAIN_ENV] = json.dumps(
+            {key: found[key] for key in _MAIN_KEYS if key in found}
+        )
+    try:
+        _server.ensure_running()
+    finally:
+        os.environ.pop(_MAIN_ENV, None)
     facts = {name: getattr(_server, name) for name in _FACTS if hasattr(_server, name)}
     return {'server': facts, 'environ': dict(os.environ)}
+
+
+def import_main() -> None:
+    """
+    Import the program's main module, in the server and as its children would.
+
+    The standard library means to do this by default, but some of its releases never
+    find the module (cpython#126631).  Where it cannot be imported the server goes on
+    without it: each child then meets the error and reports it.
+    """
+    text = os.environ.pop(_MAIN_ENV, None)
+    if text is None:
+        return
+    server: Any = process.current_process()
+    server._inheriting = True  # a main module without a guard starts no process here
+    try:
+        spawn.prepare(json.loads(text))
+    except (Exception, SystemExit):
+        return
+    finally:
+        del server._inheriting
+        # Buffered output would be written again by each child.
+        util._flush_std_streams()  # type: ignore[attr-defined]
 
 
 def adopt(facts: dict[str, Any]) -> None:

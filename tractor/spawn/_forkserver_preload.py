@@ -1,15 +1,19 @@
 """
-Everything a child needs, imported once in the fork server.
+Everything a child needs, imported and tried once in the fork server.
 
 The standard library's server imports this module before it serves; each child then
-starts with trio and the runtime in place.  Collected objects are frozen, so that a
-child's garbage collector does not write to (and thereby copy) the shared pages.
+starts with trio, the runtime and the program's main module in place.  A short run of
+trio brings the interpreter's own caches into being, which each child would otherwise
+write into its copy of the shared pages.  Collected objects are frozen, so that a
+child's garbage collector does not do the same.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
+
+import trio
 
 from ..discovery import _multiaddr, _registry
 from ..ipc import _auth, _tcp, _uds
@@ -42,5 +46,15 @@ for _name in (
 ):
     importlib.import_module(_name)
 
+
+async def _try_out() -> None:
+    with trio.move_on_after(1):
+        async with trio.open_nursery() as tn:
+            tn.start_soon(trio.lowlevel.checkpoint)
+
+
+for _ in range(2):  # bytecode is specialized from its second run on
+    trio.run(_try_out)
+_forkserver_override.import_main()
 gc.collect()
 gc.freeze()

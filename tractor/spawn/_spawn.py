@@ -451,21 +451,25 @@ async def mp_proc(
     key = _spawn_method
     started: list[Any] = []
 
+    def start() -> Any:
+        info = None
+        if key == 'mp_forkserver':
+            from . import _forkserver_override
+
+            info = _forkserver_override.describe()
+        proc = mp_ctx.Process(
+            target=_entry._mp_main,
+            args=(subactor, bind_addrs, info, key, parent_addr, infect_asyncio),
+            name=name,
+        )
+        proc.start()
+        started.append(proc)
+        return proc
+
     async def launch() -> Launched:
         async with _start_lock(actor_nursery._actor):
-            info = None
-            if key == 'mp_forkserver':
-                from . import _forkserver_override
-
-                info = await trio.to_thread.run_sync(_forkserver_override.describe)
-            proc = mp_ctx.Process(
-                target=_entry._mp_main,
-                args=(subactor, bind_addrs, info, key, parent_addr, infect_asyncio),
-                name=name,
-            )
             # Starting one waits for the fork server, and writes to a pipe.
-            await trio.to_thread.run_sync(proc.start)
-            started.append(proc)
+            proc: Any = await trio.to_thread.run_sync(start)
         proc.poll = partial(_mp_poll, proc)
         if proc.pid is None:
             raise ActorFailure(f'actor {name!r} could not be started: {proc!r}')
