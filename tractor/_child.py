@@ -7,8 +7,11 @@ Started by `tractor.spawn._spawn.trio_proc()` only.
 from __future__ import annotations
 
 import gc
+import signal
 
 gc.disable()  # until everything is imported: nothing of it will ever be garbage
+# A Ctrl-C waits until there is a runtime that ends in order.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 import ast  # noqa: E402
 import atexit  # noqa: E402

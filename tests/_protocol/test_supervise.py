@@ -495,6 +495,15 @@ def test_a_symptom_found_before_the_death_counts_as_one():
     assert outcome(sup) is death
 
 
+def test_a_death_that_explains_nothing_is_no_death():
+    """The body lost A; that B was dead when the teardown came is not why."""
+    sup = supervision(daemons=[A, B])
+    sup.body_ended(Lost(A))
+    sup.cancel_started()
+    sup.asked(B, reachable=False)
+    assert not sup.ended(B, orderly=False)
+
+
 def test_a_lost_connection_without_a_death_is_an_error():
     """A child that left in order, and a body that still wanted it."""
     sup = supervision(daemons=[A])

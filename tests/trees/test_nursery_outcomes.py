@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -67,6 +68,12 @@ async def count_up(ctx: tractor.Context) -> None:
         async for _ in stream:
             await stream.send(number)
             number += 1
+
+
+async def ignore_terminate() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    block_soon = trio.lowlevel.current_trio_token()
+    block_soon.run_sync_soon(time.sleep, 60)
 
 
 @tractor.context
@@ -427,6 +434,25 @@ def test_hard_cancel_skips_the_request(run_tree):
             tn.cancel_scope.cancel()
 
     run_tree(body)
+
+
+def test_hard_cancel_terminates_once_and_kills(run_tree):
+    """A child that ignores the one `SIGTERM` is killed 1.6 s later."""
+    signals = []
+
+    async def body(an):
+        portal = await an.start_actor('deaf', enable_modules=[__name__])
+        await portal.run(ignore_terminate)
+        [(_, proc, _)] = an._children.values()
+        terminate = proc.terminate
+        proc.terminate = lambda: (signals.append('SIGTERM'), terminate())
+        began.append(time.monotonic())
+        await an.cancel(hard_kill=True)
+
+    began = []
+    run_tree(body)
+    assert signals == ['SIGTERM']
+    assert time.monotonic() - began[0] > 1.5
 
 
 def test_cancelled_run_once_child_is_no_error(run_tree):

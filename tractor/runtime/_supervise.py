@@ -316,8 +316,10 @@ class ActorNursery:
             async with trio.open_nursery() as tn:
                 for uid, (_actor, proc, _portal) in list(self._children.items()):
                     if hard_kill:
+                        steps = Escalation(reachable=False)
+                        steps.overdue()
                         self._terminate(uid, proc)
-                        self._see_to_its_end(uid, Escalation(reachable=False))
+                        self._see_to_its_end(uid, steps)
                     else:
                         tn.start_soon(self._end_child, uid)
         if cs.cancelled_caught:

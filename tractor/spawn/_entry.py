@@ -63,6 +63,8 @@ def _trio_main(
     gc.freeze()
     gc.enable()
     try:
+        # `_child` blocks it for as long as there is nothing that could end in order.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         trio.run(partial(async_main, actor, parent_addr=parent_addr))
     except BaseException as err:
         if not isinstance(strip(err), KeyboardInterrupt):
