@@ -273,6 +273,28 @@ def test_a_start_ack_goes_with_the_next_message(run, writes):
     run(main)
 
 
+def test_held_back_frames_keep_their_place(run, make_yield):
+    """Behind what waits for the socket, before what is sent later, large or small."""
+
+    async def main(transport, peer):
+        IdleFlush.install()
+        async with trio.open_nursery() as tn:
+            tn.start_soon(transport.send, make_yield('waits', BIG))
+            await wait_all_tasks_blocked()
+            await transport.send(StartAck('held', 'context'))
+            tn.start_soon(transport.send, Stop('sent'))
+            await wait_all_tasks_blocked()
+            got = await receive(peer, 3)
+        await transport.send(StartAck('held', 'context'))
+        async with trio.open_nursery() as tn:
+            tn.start_soon(transport.send, make_yield('sent', BIG))
+            got += await receive(peer, 2)
+        cids = [msg.cid for msg in got]
+        assert cids == ['waits', 'held', 'sent', 'held', 'sent']
+
+    run(main)
+
+
 def test_an_idle_loop_writes_what_is_held_back(run, writes):
     """A `StartAck` that nothing follows goes out when every task waits."""
 

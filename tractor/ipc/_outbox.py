@@ -91,6 +91,7 @@ class Outbox:
         '__weakref__',
         '_broken',
         '_finishing',
+        '_held',
         '_lock',
         '_queue',
         '_sock',
@@ -102,6 +103,7 @@ class Outbox:
         self.buffer = bytearray(PREFIX_SIZE)
         self._sock = sock
         self._lock = lock  # held by who waits for the socket
+        self._held = b''  # written before `buffer`, behind the queue
         self._queue: deque[Queued] = deque()
         self._waiting = 0  # senders in line for the lock
         self._finishing = False  # a system task is
@@ -110,35 +112,44 @@ class Outbox:
     @enable_ki_protection
     def post(self) -> Queued | None:
         """Write the frame in `buffer`; return what is left, to be waited for."""
-        buffer = self.buffer
+        frame: bytes | bytearray = self.buffer
+        held = self._held
+        if held:
+            self._held = b''
+            if self._queue:
+                self._queue.append(Queued(held))
+            else:
+                frame = held + frame
+                if len(frame) > MAX_KEPT_BUFFER:
+                    self.buffer = bytearray(PREFIX_SIZE)
         if self._queue:
-            queued = self._enqueue()
+            queued = self._enqueue(frame)
             if not self._waiting:
                 self._write()
             return None if queued.done else queued
         try:
-            written = os.write(self._fd(CLOSED_BEFORE), buffer)
+            written = os.write(self._fd(CLOSED_BEFORE), frame)
         except BlockingIOError:
             written = 0
         except OSError as err:
             raise self._failed(err) from err
-        if written < len(buffer):
-            return self._enqueue(written)
+        if written < len(frame):
+            return self._enqueue(frame, written)
         if written > MAX_KEPT_BUFFER:
             self.buffer = bytearray(PREFIX_SIZE)
         return None
 
     def hold(self, idle: IdleFlush) -> None:
-        """Queue the frame in `buffer` for the next write, or for an idle loop."""
-        self._enqueue()
+        """Keep the frame in `buffer` for the next write, or for an idle loop."""
+        self._held += self.buffer
         idle.add(self)
 
-    def _enqueue(self, written: int = 0) -> Queued:
-        frame: bytes | bytearray = self.buffer
-        if len(frame) > MAX_KEPT_BUFFER:
-            self.buffer = bytearray(PREFIX_SIZE)
-        else:
-            frame = bytes(frame)
+    def _enqueue(self, frame: bytes | bytearray, written: int = 0) -> Queued:
+        if frame is self.buffer:
+            if len(frame) > MAX_KEPT_BUFFER:
+                self.buffer = bytearray(PREFIX_SIZE)
+            else:
+                frame = bytes(frame)
         queued = Queued(frame, written)
         self._queue.append(queued)
         return queued
@@ -212,7 +223,10 @@ class Outbox:
         Returns:
             `False` if something is left that nobody is about to write.
         """
-        if self._waiting or self._finishing:
+        if self._held:
+            self._queue.append(Queued(self._held))
+            self._held = b''
+        if not self._queue or self._waiting or self._finishing:
             return True
         try:
             return self._write()
@@ -232,6 +246,7 @@ class Outbox:
 
     def _failed(self, err: OSError) -> StreamError:
         self._broken = err
+        self._held = b''
         self._queue.clear()
         return translated(err, self._sock)
 

@@ -64,9 +64,10 @@ async def _invoke(
     Raises:
         KeyboardInterrupt: Raised by the function; it is shipped, too.
     """
-    ctx = actor.get_context(
-        chan=chan, cid=cid, nsf=f'{func.__module__}:{func.__name__}'
-    )
+    ctx = actor._contexts.get((chan, cid))
+    if ctx is None:
+        nsf = f'{func.__module__}:{func.__name__}'
+        ctx = actor.get_context(chan=chan, cid=cid, nsf=nsf)
     entry = actor._rpc_tasks.get((chan, ctx.cid)) if is_rpc else None
     if entry is None:
         ctx._scope = trio.CancelScope()
