@@ -3,8 +3,9 @@ The limit: what trio and msgspec alone can do between two processes.
 
 Length-prefixed msgpack frames over a socketpair, read through a buffer, one
 `send_all()` per message; no runtime, no supervision, no addresses.  `run.py` compares
-the runtime with it.  Prints one JSON object: seconds for `rtt` and `import_trio`,
-messages per second for `oneway_32`, bytes per second for `oneway_1m`.
+the runtime with it.  Prints one JSON object: seconds for `rtt`, `import_trio` and the
+end of one and of 16 processes that imported trio (`exit_one`, `exit_flock`); messages
+per second for `oneway_32`, bytes per second for `oneway_1m`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ READ_SIZE = 1 << 16
 SMALL = b'x' * 32
 LARGE = b'x' * (1 << 20)
 BATCH = 200  # round trips per sample
+FLOCK = 16  # processes ended at once
+
+EXIT_WHEN_TOLD = """\
+import os, trio
+os.write(1, b'up')
+os.read(0, 1)
+os._exit(0)
+"""
 
 
 class Frames:
@@ -153,6 +162,26 @@ def import_trio(repeats: int) -> float:
     return median(times)
 
 
+def exit_processes(count: int, repeats: int) -> float:
+    """Return the median time from telling idle processes to end to their reaping."""
+    command = [sys.executable, '-c', EXIT_WHEN_TOLD]
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'bufsize': 0}
+    times = []
+    for _ in range(repeats):
+        procs = [subprocess.Popen(command, **pipes) for _ in range(count)]  # type: ignore[call-overload]
+        for proc in procs:
+            proc.stdout.read(2)
+        start = perf_counter()
+        for proc in procs:
+            proc.stdin.close()
+        for proc in procs:
+            proc.wait()
+        times.append(perf_counter() - start)
+        for proc in procs:
+            proc.stdout.close()
+    return median(times)
+
+
 def main() -> None:
     """Measure everything, or serve a measuring parent."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -164,6 +193,8 @@ def main() -> None:
         return
     results = trio.run(between_processes, args.quick)
     results['import_trio'] = import_trio(3 if args.quick else 7)
+    results['exit_one'] = exit_processes(1, 2 if args.quick else 5)
+    results['exit_flock'] = exit_processes(FLOCK, 1 if args.quick else 3)
     print(json.dumps(results))
 
 

@@ -121,6 +121,11 @@ ROWS = [
         'spawn.reap_one',
         most=6.0,
     ),
+    Row(
+        '  the same of bare processes that imported trio',
+        'raw.exit_flock',
+        'raw.exit_one',
+    ),
 ]
 
 
