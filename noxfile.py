@@ -14,6 +14,7 @@ import ast
 import hashlib
 import importlib.util
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,8 @@ import nox
 
 ROOT: Final = Path(__file__).parent
 INPUTS: Final = ('pyproject.toml', 'constraints.txt')
+WKT_ENV: Final = ROOT / 'wkt.env'
+OPEN_WKT: Final = 'ai/skills/open-wkt/open_wkt.py'
 
 # One test may take this many seconds; a hang ends the run with all threads' stacks.
 TEST_SECONDS: Final = 120
@@ -91,6 +94,11 @@ def prepare(session: nox.Session, *packages: str) -> None:
         )
         stamp.write_text(digest.hexdigest(), encoding='utf-8')
     session.env['PYTHONDONTWRITEBYTECODE'] = None
+    # In a worktree that `open_wkt` made: a socket directory of its own.
+    if WKT_ENV.is_file():
+        name, _, value = WKT_ENV.read_text(encoding='utf-8').strip().partition('=')
+        Path(value).mkdir(mode=0o700, exist_ok=True)
+        session.env[name] = value
 
 
 def prepare_tests(session: nox.Session) -> None:
@@ -232,3 +240,50 @@ def twenty(session: nox.Session) -> None:
         passed = run_pytest(session, *arguments)
         results[f'run {number}'] = passed, time.monotonic() - start
     finish(session, results)
+
+
+def run_phases(session: nox.Session, *arguments: str) -> None:
+    """Run the queue's own tool with the Python that runs nox."""
+    if not (ROOT / 'patches/queue.toml').is_file():
+        session.error('there is no patches/queue.toml in this tree')
+    session.run(sys.executable, '.ci/phases.py', *arguments, external=True)
+
+
+def verify_phase(session: nox.Session) -> None:
+    """Check one phase on its own interpreters; `-- --quick`, `-- --python X.Y`."""
+    run_phases(session, 'verify', session.name, *session.posargs)
+
+
+for _phase in ('phase_a', 'phase_b', 'phase_c'):
+    nox.session(verify_phase, name=_phase, python=False)
+
+
+@nox.session
+def queue(session: nox.Session) -> None:
+    """Check the patch queue: each patch applies and passes, and is what landed."""
+    prepare(session, '--editable=.', '--group=lint')
+    session.run('python', '.ci/phases.py', 'queue', *session.posargs)
+
+
+@nox.session(python=False)
+def export(session: nox.Session) -> None:
+    """Write a phase's branch into `patches/`: `-- phase_x [--cover FILE]`."""
+    run_phases(session, 'export', *session.posargs)
+
+
+@nox.session(python=False)
+def land(session: nox.Session) -> None:
+    """Verify a phase and merge it: `-- phase_x [--quick]`."""
+    run_phases(session, 'land', *session.posargs)
+
+
+@nox.session(python=False)
+def open_wkt(session: nox.Session) -> None:
+    """Make or re-enter a worktree: `-- NAME`, `-- --list`."""
+    session.run(sys.executable, OPEN_WKT, *session.posargs, external=True)
+
+
+@nox.session(python=False)
+def close_wkt(session: nox.Session) -> None:
+    """Remove a worktree unless it holds work: `-- NAME [--force]`."""
+    session.run(sys.executable, OPEN_WKT, '--close', *session.posargs, external=True)
