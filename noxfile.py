@@ -167,7 +167,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check the source with ruff, and that it is formatted."""
+    """Check the source with ruff, that it is formatted, and the prompt log."""
     prepare(session, '--group=lint')
     failed = []
     for check in (('check',), ('format', '--check')):
@@ -175,6 +175,10 @@ def lint(session: nox.Session) -> None:
             session.run('ruff', *check, *(session.posargs or ['.']))
         except nox.command.CommandFailed:
             failed.append(f'ruff {check[0]}')
+    try:
+        session.run('python', 'ai/prompt-io/check.py')
+    except nox.command.CommandFailed:
+        failed.append('prompt log')
     if failed:
         session.error(f'failed: {", ".join(failed)}')
 
