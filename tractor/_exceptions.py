@@ -55,15 +55,20 @@ class ActorDied(RuntimeFailure):
 
     def __str__(self) -> str:
         if self.signal is not None:
-            how = f'was killed by signal {self.signal}{_signal_name(self.signal)}'
+            # Number 9 cannot be caught, so the process itself had nothing to tell.
+            hint = 'its own stderr tells more'
+            if self.signal == 9:
+                hint = 'the kernel log tells whether memory ran out'
+            name = _signal_name(self.signal)
+            how = f'was ended by signal {self.signal}{name}, not by its nursery; {hint}'
         elif self.exitcode is not None:
-            how = f'exited with status {self.exitcode}'
+            how = (
+                f'exited with status {self.exitcode} without having been asked to; '
+                'its own stderr tells more'
+            )
         else:
-            how = 'ended in an unknown way'
-        return (
-            f'actor {self.uid[0]!r} ({self.uid[1]}) {how} without having been asked '
-            'to; its own stderr tells more'
-        )
+            how = 'ended in an unknown way without having been asked to'
+        return f'actor {self.uid[0]!r} ({self.uid[1]}) {how}'
 
 
 class ActorTooSlowError(RuntimeFailure):
@@ -310,7 +315,7 @@ class RemoteActorError(Exception):
         footer = ')>' if with_type_header else ''
         text = self.pformat(with_type_header=False)
         # An error text is often the only thing left: it holds the message verbatim.
-        if message and message not in text:
+        if message and message.rstrip('\n') not in text:
             text = f'{message}\n{text}'
         return f'{header}{text}{footer}'
 

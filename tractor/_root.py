@@ -242,7 +242,9 @@ async def _run_root(
 async def _report_crash(err: BaseException) -> None:
     if not await _hooks.post_mortem(err):
         # The traceback follows from whoever catches it, or from the interpreter.
-        log.error('Root actor crashed: %s', type(err).__name__.replace('Error', ''))
+        log.error(
+            'Root actor crashed: %s\n ^^^ raised to its caller ^^^', type(err).__name__
+        )
 
 
 @contextmanager
