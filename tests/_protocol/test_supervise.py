@@ -561,6 +561,18 @@ def test_an_error_inside_the_bodys_group_is_told_once():
     assert outcome(sup) is group
 
 
+def test_an_error_from_before_the_request_is_collected():
+    """A child that had failed, unseen, before it was asked to end: nothing is lost."""
+    sup = supervision(run_once=[A])
+    childs, own = RuntimeError(), KeyError()
+    sup.delivered(A)
+    sup.asked(A)
+    sup.collected(A, childs)
+    sup.body_ended(own)
+    end(sup, A)
+    assert outcome(sup).exceptions == (own, childs)
+
+
 def test_an_answer_to_our_own_cancel_is_not_collected():
     """What a run-once child says after it was asked to end is no failure."""
     sup = supervision(run_once=[A])

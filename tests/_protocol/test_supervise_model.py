@@ -53,6 +53,7 @@ class Child:
         self.lost = False
         self.taken = False
         self.waited_for = run_once
+        self.by_itself = False  # and it came before anybody asked it to end
         self.delivered = False  # its main task's end has come over the wire
         self.error: BaseException | None = None
 
@@ -99,6 +100,11 @@ class SupervisionMachine(RuleBasedStateMachine):
     def collect(self, child: Child, error: BaseException) -> None:
         self.collected.setdefault(child.uid, error)
 
+    def tell_delivered(self, child: Child) -> None:
+        """What the nursery knows it tells before the child counts as asked."""
+        if child.delivered and child.error is not None:
+            self.sup.delivered(child.uid)
+
     # -- events
 
     @precondition(lambda self: not self.body_over and not self.cancelling)
@@ -117,6 +123,7 @@ class SupervisionMachine(RuleBasedStateMachine):
         if child is not None and child.alive:
             child.delivered = True
             child.error = RuntimeError(child.uid) if pick % 3 else None
+            child.by_itself = not child.asked
 
     @precondition(lambda self: not self.body_over)
     @rule(pick=st.integers(0, 9))
@@ -145,6 +152,7 @@ class SupervisionMachine(RuleBasedStateMachine):
         """The user, another actor; or the child says farewell."""
         child = self.choose(pick, lambda c: c.alive)
         if child is not None:
+            self.tell_delivered(child)
             self.sup.asked(child.uid)
             child.asked = True
 
@@ -162,6 +170,7 @@ class SupervisionMachine(RuleBasedStateMachine):
         if child is None:
             return
         error = OSError(child.uid)
+        self.tell_delivered(child)
         self.sup.failed(child.uid, error)
         child.asked = True
         if not self.cancelling:
@@ -236,7 +245,7 @@ class SupervisionMachine(RuleBasedStateMachine):
             for child in self.all:
                 if child.waited_for and child.error is not None and child.alive:
                     self.sup.collected(child.uid, child.error)
-                    if not child.taken:
+                    if child.by_itself and not child.taken:
                         self.collect(child, child.error)
             self.ends_all = True
         self.sup.body_ended(self.own)

@@ -30,7 +30,16 @@ class Join(Enum):
 class ChildState:
     """What is known of one child."""
 
-    __slots__ = ('asked', 'ended', 'lost', 'pending', 'run_once', 'taken', 'uid')
+    __slots__ = (
+        'asked',
+        'ended',
+        'failed_unasked',
+        'lost',
+        'pending',
+        'run_once',
+        'taken',
+        'uid',
+    )
 
     def __init__(self, uid: Uid) -> None:
         self.uid = uid
@@ -38,6 +47,7 @@ class ChildState:
         self.asked = False  # somebody asked it to end, or it said farewell
         self.lost = False  # its connection was gone before anybody could ask
         self.pending = False  # run-once: its result is still awaited
+        self.failed_unasked = False  # run-once: its error came before any request
         self.taken = False  # run-once: the user has seen its error already
         self.ended = False
 
@@ -95,6 +105,12 @@ class Supervision:
         else:
             state.lost = True
 
+    def delivered(self, uid: Uid) -> None:
+        """Its main task's error is here; to be told before it is asked to end."""
+        state = self.children.get(uid)
+        if state is not None and not state.asked:
+            state.failed_unasked = True
+
     def farewell(self, uid: Uid) -> None:
         """It announced its own orderly end: somebody had asked for it."""
         state = self.children.get(uid)
@@ -117,7 +133,7 @@ class Supervision:
     def collected(self, uid: Uid, error: BaseException) -> None:
         """It had failed, unseen, before the body did and before it was asked to end."""
         state = self.children[uid]
-        if not state.taken and not state.asked:
+        if not state.taken and (state.failed_unasked or not state.asked):
             self.errors.setdefault(uid, error)
 
     def failed(self, uid: Uid, error: BaseException) -> None:

@@ -259,8 +259,15 @@ class ActorNursery:
         if self._cancel_called:
             self._da_tn.start_soon(self._end_child, uid)
 
-    def _child_asked(self, uid: Uid) -> None:
-        self._sup.asked(uid)
+    def _child_asked(self, uid: Uid, reachable: bool = True) -> None:
+        self._tell_delivered(uid)
+        self._sup.asked(uid, reachable)
+
+    def _tell_delivered(self, uid: Uid) -> None:
+        """An error that a child had before it is asked to end is its own."""
+        portal = self._children[uid][2] if uid in self._children else None
+        if _delivered_error(portal) is not None:
+            self._sup.delivered(uid)
 
     def _child_farewell(self, uid: Uid) -> None:
         self._sup.farewell(uid)
@@ -274,6 +281,7 @@ class ActorNursery:
 
     def _child_runtime_failed(self, uid: Uid, error: BaseException) -> None:
         if uid in self._sup.children:
+            self._tell_delivered(uid)
             self._sup.failed(uid, error)
             self._notify()
 
@@ -335,7 +343,7 @@ class ActorNursery:
         _actor, proc, portal = self._children[uid]
         assert portal is not None
         reachable = portal.chan.connected()
-        self._sup.asked(uid, reachable)
+        self._child_asked(uid, reachable)
         steps = Escalation(reachable)
         with trio.CancelScope(shield=True):
             if reachable and await portal.cancel_actor(steps.deadline):
@@ -417,10 +425,15 @@ class ActorNursery:
     def _collect_delivered(self) -> None:
         """Errors of run-once children that had come, unseen, before the body failed."""
         for portal in self._cancel_after_result_on_exit:
-            main = portal._main
-            error = main._remote_error if main is not None else None
+            error = _delivered_error(portal)
             if error is not None:
                 self._sup.collected(_uid_of(portal), error)
+
+
+def _delivered_error(portal: Portal | None) -> BaseException | None:
+    """Return the error of a run-once child's main task, if it has come."""
+    main = None if portal is None else portal._main
+    return None if main is None else main._remote_error
 
 
 def _chan_uid(chan: Channel) -> Uid:
