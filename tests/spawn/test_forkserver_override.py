@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,8 @@ async def main():
             for name in ('one', 'two'):
                 portal = await an.start_actor(name, enable_modules=[__name__])
                 found.append(await portal.run(get_loader))
+            if '{kill}':
+                os.kill(os.getpid(), 9)
             await an.cancel()
     (one, first), (two, second) = found
     assert one == two and one not in (os.getpid(), first, second), found
@@ -74,11 +77,19 @@ if __name__ == '__main__':
 """
 
 
-def run_program(directory, fail: str = '') -> subprocess.CompletedProcess[str]:
+def run_program(
+    directory, fail: str = '', kill: str = ''
+) -> subprocess.CompletedProcess[str]:
     script = directory / 'program.py'
-    script.write_text(PROGRAM.format(dir=directory, fail=fail), encoding='utf-8')
+    script.write_text(
+        PROGRAM.format(dir=directory, fail=fail, kill=kill), encoding='utf-8'
+    )
     return subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=30
+        [sys.executable, str(script)],
+        env={**os.environ, 'TMPDIR': str(directory)},
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
 
 
@@ -97,3 +108,12 @@ def test_main_module_that_fails_is_the_childs_error():
     assert done.returncode == 1
     assert 'ValueError: not in a child' in done.stderr
     assert "ActorFailure: actor 'one' ended with status 1" in done.stderr
+
+
+def test_killed_root_leaves_no_socket_of_its_server():
+    """The server, which ends last, removes the file that its parent had made."""
+    with tempfile.TemporaryDirectory() as directory:
+        done = run_program(Path(directory), kill='yes')
+        assert done.returncode == -signal.SIGKILL
+        # Standard error is the whole tree's: it closed when the last of them ended.
+        assert list(Path(directory).glob('pymp-*')) == []

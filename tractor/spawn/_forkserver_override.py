@@ -10,6 +10,7 @@ with the last process that holds its pipe, so it does not outlive the tree.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from multiprocessing import forkserver, process, spawn, util
@@ -76,6 +77,15 @@ def import_main() -> None:
         del server._inheriting
         # Buffered output would be written again by each child.
         util._flush_std_streams()  # type: ignore[attr-defined]
+
+
+def remove_address() -> None:
+    """In the server, at its end: a parent that was killed has left its socket file."""
+    address = _server._forkserver_address
+    if address:
+        with contextlib.suppress(OSError):  # the parent has removed it already
+            os.unlink(address)
+            os.rmdir(os.path.dirname(address))
 
 
 def adopt(facts: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ child's garbage collector does not do the same.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 
@@ -56,5 +57,7 @@ async def _try_out() -> None:
 for _ in range(2):  # bytecode is specialized from its second run on
     trio.run(_try_out)
 _forkserver_override.import_main()
+# `multiprocessing` drops it in the children.
+atexit.register(_forkserver_override.remove_address)
 gc.collect()
 gc.freeze()
