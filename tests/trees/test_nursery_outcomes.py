@@ -13,6 +13,7 @@ import trio
 import tractor
 from tractor import RemoteActorError
 from tractor._exceptions import RuntimeFailure
+from tractor.msg.types import SpawnSpec
 
 
 async def fail(message: str = 'on purpose') -> None:
@@ -576,3 +577,24 @@ def test_error_in_a_cluster_is_raised_bare(reg_addr):
 
     with pytest.raises(ValueError, match='of the body'):
         trio.run(main)
+
+
+def test_start_cancelled_at_its_last_step_ends_the_child(run_tree, monkeypatch):
+    """The orders are out, the caller does not wait any more: nobody owns the child."""
+    scope = trio.CancelScope()
+    send = tractor.Channel.send
+
+    async def send_then_cancel(chan, msg, *args, **kwargs):
+        await send(chan, msg, *args, **kwargs)
+        if isinstance(msg, SpawnSpec):
+            scope.cancel()
+
+    monkeypatch.setattr(tractor.Channel, 'send', send_then_cancel)
+
+    async def body(an):
+        with scope:
+            await an.start_actor('unwanted')
+        assert scope.cancelled_caught
+        assert not an._children
+
+    run_tree(body)

@@ -265,6 +265,9 @@ async def _live(
         portal = Portal(chan)
         an._child_up(subactor, proc, portal, ended.wait)
         await chan.send(_orders(an._actor, subactor, bind_addrs, runtime_vars))
+        # A cancelled caller must not leave a child behind whose task is shielded.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        task_status.started(portal)
     except BaseException:
         with trio.CancelScope(shield=True):
             an._child_gone(uid, None)
@@ -278,7 +281,6 @@ async def _live(
                 )
             ended.set()
         raise
-    task_status.started(portal)
     with trio.CancelScope(shield=True):
         await _see_through(an, subactor, proc, wait, ended, portal)
         await _read_to_end(an._actor, chan)
