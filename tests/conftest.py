@@ -53,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell starts background jobs so, and every process here inherits it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.name == 'posix' and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so does nohup(1)
     config.addinivalue_line(
         'markers', 'long_proof: runs only with --proof-rounds, and as long as that says'
     )

@@ -251,17 +251,46 @@ say(signal.getitimer(signal.ITIMER_REAL)[0])
 
 @linux_only
 def test_program_keeps_its_own_hang_up_handler():
-    """Its handler is called as always, and the kernel does not end the process."""
+    """Its handler is called as always."""
     body = """
 signal.signal(signal.SIGHUP, lambda *_: say('hung up'))
 _lifeline.tie(fd)
-_lifeline.parent_is_lost()
-say(_lifeline._tied, signal.getitimer(signal.ITIMER_REAL)[0])
 signal.raise_signal(signal.SIGHUP)
 """
     with open_helper(body) as helper:
-        assert helper.hear() == 'False 0.0'
         assert helper.hear() == 'hung up'
+        assert helper.proc.wait(timeout=DEADLINE) == 0
+
+
+@linux_only
+@pytest.mark.parametrize('action', ['signal.SIG_IGN', 'print'])
+def test_another_signal_stands_in_for_a_taken_one(action):
+    """nohup(1) ignores `SIGHUP`: a stuck child must not outlive its parent for that."""
+    body = f"""
+signal.signal(signal.SIGHUP, {action})
+_lifeline.tie(fd)
+say(_lifeline._tied.name)
+while True: pass
+"""
+    with open_helper(body) as helper:
+        assert helper.hear() == 'SIGTRAP'
+        helper.hang_up()
+        assert helper.ended_after() < signal.SIGTRAP + ENDED_WITHIN
+        assert helper.proc.returncode == -signal.SIGALRM
+
+
+@linux_only
+def test_program_that_has_taken_every_signal_is_not_tied():
+    """Then the kernel does not end the process."""
+    body = """
+for taken in (signal.SIGHUP, signal.SIGTRAP):
+    signal.signal(taken, signal.SIG_IGN)
+_lifeline.tie(fd)
+_lifeline.parent_is_lost()
+say(_lifeline._tied, signal.getitimer(signal.ITIMER_REAL)[0])
+"""
+    with open_helper(body) as helper:
+        assert helper.hear() == 'None 0.0'
         assert helper.proc.wait(timeout=DEADLINE) == 0
 
 

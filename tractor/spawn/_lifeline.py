@@ -9,9 +9,12 @@ the signal's number, 1, it lets `SIGALRM` end the process one second later, with
 help of the interpreter.  A child that is alive gives itself `ORDERLY` seconds instead
 (`parent_is_lost()`).
 
+Where `SIGHUP` is taken, by the program or by nohup(1), `SIGTRAP` does the same, and its
+number makes that five seconds.
+
 `PR_SET_PDEATHSIG` would not do: it follows the thread that forked, and trio forks from
-worker threads, which end when idle.  A program that handles `SIGHUP` or `SIGALRM` by
-itself keeps its handler, and loses only the kernel's help.  Linux only.
+worker threads, which end when idle.  A program that handles both signals, or `SIGALRM`,
+by itself keeps its handlers, and loses only the kernel's help.  Linux only.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ from typing import Final
 ENV: Final = '_TRACTOR_LIFELINE'  # number of the descriptor; nothing secret
 ORDERLY: Final = 5  # seconds that an orphan may take to end in order
 
-_tied = False
+# Their numbers, 1 and 5, are the seconds that are left.
+_CANDIDATES: Final = (signal.SIGHUP, signal.SIGTRAP) if os.name == 'posix' else ()
+
+_tied: signal.Signals | None = None  # what the kernel sends
 _orphan = False
 
 
@@ -66,18 +72,19 @@ def tie(fd: int) -> None:
     import ctypes  # trio has loaded it already
     import fcntl
 
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+    free = [s for s in _CANDIDATES if signal.getsignal(s) is signal.SIG_DFL]
+    if not free:
         return
+    _tied = free[0]
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
     libc.signal.restype = ctypes.c_void_p
-    libc.signal(signal.SIGHUP, ctypes.cast(libc.alarm, ctypes.c_void_p))
+    libc.signal(_tied, ctypes.cast(libc.alarm, ctypes.c_void_p))
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGHUP)
+    fcntl.fcntl(fd, fcntl.F_SETSIG, _tied)
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-    _tied = True
     if _has_hung_up(fd):  # before anybody asked to be told
-        signal.alarm(1)
+        signal.alarm(_tied)
 
 
 def _has_hung_up(fd: int) -> bool:
@@ -97,6 +104,6 @@ def parent_is_lost() -> None:
     """This process noticed it by itself: let it end in order, within `ORDERLY`."""
     global _orphan
     _orphan = True
-    if _tied:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it may come late
+    if _tied is not None:
+        signal.signal(_tied, signal.SIG_IGN)  # it may come late
         signal.alarm(ORDERLY)
