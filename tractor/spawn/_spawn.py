@@ -88,6 +88,11 @@ def _mp_context(key: str) -> BaseContext:
     return multiprocessing.get_context(method)
 
 
+def _selected_context() -> BaseContext | None:
+    """Return what `try_set_start_method()` returned last."""
+    return _ctx
+
+
 # -- the result of a child's main task ---------------------------------------
 
 
@@ -449,8 +454,8 @@ async def mp_proc(
         )
     from . import _entry  # what the child runs; nothing else here needs it
 
-    mp_ctx: Any = _ctx
-    key = _spawn_method
+    key = str(subactor._spawn_method)
+    mp_ctx: Any = _selected_context()
     started: list[Any] = []
 
     def start() -> Any:
