@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import trio
 import trio.testing
@@ -17,6 +19,17 @@ sent = trio.Event()
 
 async def wait_until_sent() -> None:
     await sent.wait()
+
+
+LONG = 16_384
+
+
+@tractor.context
+async def answer_at_length(ctx: tractor.Context) -> None:
+    await ctx.started()
+    async with ctx.open_stream() as stream:
+        async for number in stream:
+            await stream.send(bytes(number + LONG))
 
 
 @tractor.context
@@ -267,6 +280,24 @@ def test_one_task_sends_while_another_receives(run_tree):
                     tn.start_soon(send_all)
                     for number in range(500):
                         assert await stream.receive() == number
+        await an.cancel()
+
+    run_tree(body)
+
+
+def test_reader_that_waits_for_its_peer_to_read_is_given_time(run_tree):
+    """It keeps up; what stops it is the full socket of its own answers."""
+    count = 200
+
+    async def body(an):
+        portal = await start(an)
+        async with portal.open_context(answer_at_length) as (ctx, _):
+            async with ctx.open_stream() as stream:
+                for number in range(count):
+                    await stream.send(number)
+                time.sleep(0.1)  # noqa: ASYNC251 - it is to read nothing meanwhile
+                for number in range(count):
+                    assert len(await stream.receive()) == number + LONG
         await an.cancel()
 
     run_tree(body)

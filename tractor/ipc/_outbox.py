@@ -199,6 +199,12 @@ class Outbox:
                     self._queue.remove(queued)
             self.start_finishing()
 
+    async def wait_drained(self) -> None:
+        """Wait until all who wait for the socket now have written."""
+        if self._waiting or self._finishing:
+            async with self._lock:  # it is served in order
+                return
+
     def start_finishing(self) -> None:
         """Have the queue written if there is one and no sender waits for it."""
         if self._queue and not self._waiting and not self._finishing:

@@ -306,6 +306,11 @@ class MsgpackTransport:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as err:
             self._raise_unsent(err)
 
+    async def wait_drained(self) -> None:
+        """Wait until the socket has taken what is being sent; at once if it is free."""
+        if self._sock is not None:
+            await self._outbox.wait_drained()
+
     async def aclose(self) -> None:
         """Close the stream; what was held back is written if that needs no waiting."""
         if self._sock is not None:

@@ -32,6 +32,7 @@ log = get_logger()
 
 FAREWELL_CID: Final = ''  # of the `CancelAck` that announces an orderly end
 PATIENCE: Final = 2  # scheduler passes a full inbox is given without progress
+CONGESTED: Final = 0.25  # seconds its reader may wait for the peer to read
 
 
 async def process_messages(
@@ -179,12 +180,16 @@ async def _overrun(actor: Actor, chan: Channel, ctx: Context, msg: Any) -> None:
     Give the reader of a full inbox the chance to run, else refuse the message.
 
     Many messages come with one read, so that a reader which keeps up may not have
-    run at all since the inbox was empty.
+    run at all since the inbox was empty.  A reader that answers may also wait for the
+    peer to read the answers, which is nobody's fault for a short time.
     """
     box = ctx._rx_chan
     idle = 0
+    limit = trio.current_time() + CONGESTED
     while idle < PATIENCE or box.has_waking_reader:
         before = len(box)
+        with trio.CancelScope(deadline=limit, shield=True):
+            await chan.transport.wait_drained()
         await trio.lowlevel.cancel_shielded_checkpoint()
         idle = idle + 1 if len(box) >= before else 0
         if ctx._take_yield(msg) is not Fate.OVERRUN:
