@@ -13,7 +13,7 @@ import pytest
 
 from tractor._testing import _procfs, _reap
 
-WAIT = 'print("up", flush=True); import time; time.sleep(60)'
+WAIT = 'import time; print("up", flush=True); time.sleep(60)'
 DEAF = 'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); ' + WAIT
 
 # Starts a child, says its pid and waits; on end of its stdin it leaves the child alone,
