@@ -80,11 +80,18 @@ def pack_error(
         src_type_str=step.src_type_str,
         boxed_type_str=step.boxed_type_str,
         relay_path=step.relay_path,
-        message=message or None,
-        tb_str=tb_str or _format(exc, tb),
+        message=_sendable(message) or None,
+        tb_str=_sendable(tb_str or _format(exc, tb)),
         cid=cid,
         **fields,
     )
+
+
+def _sendable(text: str) -> str:
+    """Escape what has no UTF-8, such as an undecodable part of a file name."""
+    if text.isascii():
+        return text
+    return text.encode('utf-8', 'backslashreplace').decode('utf-8')
 
 
 def _plain(data: dict[str, Any]) -> dict[str, Any]:

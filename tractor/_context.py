@@ -205,7 +205,7 @@ class Context:
     def _deliver(self, msg: Any) -> Fate:
         """Take one message in; `Fate.OVERRUN` means it did not fit."""
         kind = type(msg)
-        if kind is Error and msg.sender is not None:
+        if kind is Error and _is_overrun(msg):
             # The peer's runtime complains of our overrun; its task still runs.
             self._take_error(msg)
             return Fate.QUEUED
@@ -297,13 +297,15 @@ class Context:
         self._return_msg = msg
         self._rx_chan.wake_all()
 
-    async def _next_msg(self) -> Any:
+    async def _next_msg(self, queued_first: bool = False) -> Any:
         """Wait for the next queued message, or raise what ended the context."""
         box = self._rx_chan
         if not self._is_broken_off:
             await trio.lowlevel.checkpoint_if_cancelled()
         while True:
-            if self._remote_error is not None:
+            if self._remote_error is not None and not (
+                queued_first and box._state.data
+            ):
                 raise self._remote_error
             if box._state.data:
                 return box._state.take()
@@ -378,7 +380,7 @@ class Context:
 
     async def send_stop(self) -> None:
         """Tell the peer that this side's stream has ended."""
-        await self.chan.send(Stop(cid=self.cid))
+        await self.chan.send_last(Stop(cid=self.cid))
 
     async def _send_yield(self, data: Any) -> None:
         await self.chan.send(Yield(cid=self.cid, pld=data))
@@ -408,14 +410,13 @@ class Context:
         Raises:
             TransportClosed: The request cannot be written.
         """
-        first = not self._cancel_called
         self._cancel_called = True
         if self._portal is None:
             self._canceller = self._own_uid
             self._interrupt()
             await trio.lowlevel.checkpoint_if_cancelled()
             return
-        if self._dialog.is_final or not first:
+        if self._dialog.is_final:
             return
         is_owner = trio.lowlevel.current_task() is self._task
         self._owner_in_cancel = is_owner
@@ -596,3 +597,12 @@ def __getattr__(name: str) -> Any:
 
         return context
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def _is_overrun(msg: Error) -> bool:
+    """Whether the peer's runtime itself complains, and relays no task's error."""
+    return (
+        msg.sender is not None
+        and msg.boxed_type_str == 'StreamOverrun'
+        and len(msg.relay_path) <= 1
+    )

@@ -137,9 +137,10 @@ def _reset(token: Any) -> None:
 async def _first_value(ctx: Context) -> Any:
     """Wait for the first value; on the way out of a failure end the remote task."""
     try:
-        msg = await ctx._next_msg()
+        # An error that came behind the first value is the block's to raise.
+        msg = await ctx._next_msg(queued_first=True)
         while type(msg) is StartAck:
-            msg = await ctx._next_msg()
+            msg = await ctx._next_msg(queued_first=True)
         if type(msg) is Return:
             raise MessagingError(
                 f'{ctx._nsf} returned without calling `await ctx.started()`, '
@@ -210,7 +211,7 @@ async def _wait_for_outcome(ctx: Context) -> Outcome:
     """Wait for the remote task's end, and cancel it if that wait is cancelled."""
     try:
         result = await ctx.wait_for_result()
-    except trio.Cancelled as err:
+    except (trio.Cancelled, KeyboardInterrupt) as err:
         ctx._local_error = err
         await _cancel_remote(ctx)
         raise
@@ -223,5 +224,6 @@ async def _wait_for_outcome(ctx: Context) -> Outcome:
     else:
         if result is Unresolved:
             await _cancel_remote(ctx)  # it streams on and ignores our end of stream
-            return Outcome.OWN_ACK
+            known = ctx._known_outcome()
+            return known if known is Outcome.ERROR else Outcome.OWN_ACK
     return ctx._known_outcome()

@@ -167,7 +167,7 @@ class MsgStream(trio.abc.Channel[Any]):
         End the stream; the peer's loop over it ends.
 
         Idempotent.  Loops over this side end normally, in other tasks too.  The
-        message is sent under a shield, a broken connection is ignored.
+        message is sent also if this is cancelled; a broken connection is ignored.
         """
         if self.closed:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -175,11 +175,10 @@ class MsgStream(trio.abc.Channel[Any]):
         self._end()
         ctx = self._ctx
         if not ctx._dialog.is_final:
-            with trio.CancelScope(shield=True):
-                try:
-                    await ctx.send_stop()
-                except (TransportClosed, trio.BrokenResourceError):
-                    log.transport('%s: no end of stream sent, peer gone', ctx.cid)
+            try:
+                await ctx.send_stop()
+            except (TransportClosed, trio.BrokenResourceError):
+                log.transport('%s: no end of stream sent, peer gone', ctx.cid)
         return []
 
     @asynccontextmanager

@@ -442,3 +442,26 @@ def test_the_descriptor_is_not_used_after_closing(run, monkeypatch):
             sock.close()
 
     run(main)
+
+
+def test_cancelled_sender_leaves_what_another_had_held_back(run):
+    """It takes its own frame back, and nothing else."""
+
+    async def main(transport, peer):
+        idle = IdleFlush.install()
+        try:
+            written = fill(transport, peer)
+            outbox = transport._outbox
+            outbox.buffer[:] = b'held'
+            outbox.hold(idle)
+            async with trio.open_nursery() as tn:
+                tn.start_soon(transport.send, Stop(cid='taken back'))
+                await wait_all_tasks_blocked()
+                tn.cancel_scope.cancel()
+            await unfill(peer, written)
+            await wait_all_tasks_blocked()
+            assert peer.recv(65_536) == b'held'
+        finally:
+            IdleFlush.remove()
+
+    run(main)

@@ -55,6 +55,8 @@ class Channel:
         self._cancel_called = False
         # Set by the message loop: the peer's runtime failed.
         self._exc: BaseException | None = None
+        # Set by it when it has ended: nobody would read an answer.
+        self._lost: TransportClosed | None = None
 
     @classmethod
     def from_stream(cls, stream: Any) -> Self:
@@ -151,6 +153,30 @@ class Channel:
         if transport is None:
             raise TransportClosed('this channel is a placeholder without a transport')
         await transport.send(payload, hide_tb=hide_tb)
+
+    async def send_last(self, msg: Any) -> None:
+        """
+        Send the last word of a dialog: never cancelled, never held up by the peer.
+
+        Raises:
+            As `send()`.
+        """
+        transport = self._transport
+        if isinstance(transport, MsgpackTransport):
+            await transport.send_last(msg)
+            return
+        with trio.CancelScope(shield=True):
+            await self.send(msg)
+
+    async def wait_drained(self) -> None:
+        """Wait until the socket has taken what is being sent; at once if it is free."""
+        if isinstance(self._transport, MsgpackTransport):
+            await self._transport.wait_drained()
+
+    def flush(self) -> None:
+        """Write what was held back, as far as that needs no waiting."""
+        if isinstance(self._transport, MsgpackTransport):
+            self._transport.flush()
 
     async def recv(self) -> Any:
         """

@@ -112,16 +112,15 @@ class Outbox:
     @enable_ki_protection
     def post(self) -> Queued | None:
         """Write the frame in `buffer`; return what is left, to be waited for."""
-        frame: bytes | bytearray = self.buffer
+        own = frame = self.buffer
         held = self._held
         if held:
             self._held = b''
             if self._queue:
                 self._queue.append(Queued(held))
+                held = b''
             else:
-                frame = held + frame
-                if len(frame) > MAX_KEPT_BUFFER:
-                    self.buffer = bytearray(PREFIX_SIZE)
+                frame = bytearray(held) + own
         if self._queue:
             queued = self._enqueue(frame)
             if not self._waiting:
@@ -133,8 +132,13 @@ class Outbox:
             written = 0
         except OSError as err:
             raise self._failed(err) from err
-        if written < len(frame):
-            return self._enqueue(frame, written)
+        if written < len(held):
+            # It is another task's, which this frame's sender cannot take back.
+            self._queue.append(Queued(held, written))
+            return self._enqueue(own)
+        written -= len(held)
+        if written < len(own):
+            return self._enqueue(own, written)
         if written > MAX_KEPT_BUFFER:
             self.buffer = bytearray(PREFIX_SIZE)
         return None
@@ -201,9 +205,9 @@ class Outbox:
 
     async def wait_drained(self) -> None:
         """Wait until all who wait for the socket now have written."""
-        if self._waiting or self._finishing:
+        while self._queue and (self._waiting or self._finishing):
             async with self._lock:  # it is served in order
-                return
+                pass
 
     def start_finishing(self) -> None:
         """Have the queue written if there is one and no sender waits for it."""

@@ -72,6 +72,7 @@ MAX_READ_SIZE: Final = 1024 * 1024  # bytes; for the rest of a large frame
 MAX_SKIPPED_FRAMES: Final = 4
 
 # Scheduler passes: at most so many sends, or reads, without one.
+LAST_WORD: Final = 0.5  # seconds, for a stream that is no socket
 SENDS_PER_PASS: Final = 32
 READS_PER_PASS: Final = 8
 
@@ -291,7 +292,7 @@ class MsgpackTransport:
         """Return `buffer` with the message's frame in it, and nothing else."""
         try:
             codec.enc.encode_into(msg, buffer, PREFIX_SIZE)
-        except TypeError as err:
+        except (TypeError, ValueError, OverflowError, RecursionError) as err:
             raise _exceptions._mk_send_mte(msg, codec, src_type_error=err) from err
         length = len(buffer) - PREFIX_SIZE
         if length > self._max_frame:
@@ -305,6 +306,32 @@ class MsgpackTransport:
                 await self.stream.send_all(frame)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as err:
             self._raise_unsent(err)
+
+    async def send_last(self, msg: Any) -> None:
+        """
+        Send one message also if cancelled, and without waiting for the peer to read.
+
+        What the socket does not take yet is written behind the caller's back.
+
+        Raises:
+            As `send()`.
+        """
+        if self._sock is None:
+            with trio.move_on_after(LAST_WORD, shield=True):
+                await self.send(msg)
+            return
+        outbox = self._outbox
+        self._encode(msg, self._codec or _ctxvar_MsgCodec.get(), outbox.buffer)
+        try:
+            outbox.post()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as err:
+            self._raise_unsent(err)
+        outbox.start_finishing()
+
+    def flush(self) -> None:
+        """Write what was held back, as far as that needs no waiting."""
+        if self._sock is not None and not self._outbox.flush():
+            self._outbox.start_finishing()
 
     async def wait_drained(self) -> None:
         """Wait until the socket has taken what is being sent; at once if it is free."""

@@ -26,7 +26,7 @@ from ..ipc._server import open_ipc_server
 from ..log import get_logger
 from ..msg.types import SpawnSpec
 from ..spawn._lifeline import parent_is_lost
-from ..trionics._beg import strip
+from ..trionics._beg import raise_as_is, strip
 from . import _state
 from ._msgloop import _start, process_messages
 from ._rpc import try_ship_error_to_remote
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = get_logger()
 
+LAST_WORDS: Final = 3.0  # seconds for all peers to take what is sent to them
 LAST_READ: Final = 0.25  # seconds for the parent to close its end
 
 
@@ -71,7 +72,7 @@ async def async_main(
             chan = actor._parent_chan
             if chan is not None and isinstance(error, Exception):
                 await try_ship_error_to_remote(chan, error)
-            raise error from error.__cause__
+            raise_as_is(error)
         finally:
             await _close_parent_chan(actor)
     finally:
@@ -211,6 +212,10 @@ async def _leave_in_order(actor: Actor) -> None:
     if not actor.is_registrar and not _parent_keeps_us(actor):
         await unregister_actor(actor)
     await actor._say_farewell()
+    # Peers get some time to read what ended their dialogs.
+    with trio.move_on_after(LAST_WORDS):
+        for chan in list(actor._loops):
+            await chan.wait_drained()
 
 
 def _parent_keeps_us(actor: Actor) -> bool:

@@ -89,6 +89,7 @@ def _cut_off(actor: Actor, chan: Channel, cause: BaseException | None) -> None:
     peer = chan.aid
     actor._child_is_cut_off(chan, by_us=_closed_here(cause))
     lost = lost_peer(None if peer is None else peer.uid, chan.raddr, cause)
+    chan._lost = lost
     for ctx in [c for (owner, _), c in actor._contexts.items() if owner is chan]:
         ctx._peer_lost(lost)
     for (owner, _), (ctx, func, _done) in list(actor._rpc_tasks.items()):
@@ -189,7 +190,7 @@ async def _overrun(actor: Actor, chan: Channel, ctx: Context, msg: Any) -> None:
     while idle < PATIENCE or box.has_waking_reader:
         before = len(box)
         with trio.CancelScope(deadline=limit, shield=True):
-            await chan.transport.wait_drained()
+            await chan.wait_drained()
         await trio.lowlevel.cancel_shielded_checkpoint()
         idle = idle + 1 if len(box) >= before else 0
         if ctx._take_yield(msg) is not Fate.OVERRUN:
@@ -208,8 +209,8 @@ async def _overrun(actor: Actor, chan: Channel, ctx: Context, msg: Any) -> None:
 
 
 async def send_if_reachable(chan: Channel, msg: Any) -> None:
-    """Send, or log that the peer is gone."""
+    """Send also if cancelled, or log that the peer is gone."""
     try:
-        await chan.send(msg)
+        await chan.send_last(msg)
     except GONE as err:
         log.transport('%s not sent, the peer is gone: %s', type(msg).__name__, err)

@@ -21,7 +21,7 @@ from .._open_ctx import open_context_from_portal
 from .._streaming import MsgStream
 from ..log import get_logger
 from ..msg.ptr import NamespacePath
-from ..msg.types import CancelAck, Return
+from ..msg.types import CancelAck, Return, StartAck
 from ..trionics._beg import strip
 from ._endpoint import Kind, kind_of
 from ._msgloop import process_messages
@@ -136,7 +136,12 @@ class Portal:
                 msg = await ctx._next_msg()
                 if type(msg) is Return or type(msg) is CancelAck:
                     return ctx._pld_rx.decode_pld(msg, ctx, Return)
-        except trio.Cancelled:
+                if type(msg) is StartAck and msg.functype == 'asyncgen':
+                    await self._call_off(ctx)
+                    raise TypeError(
+                        f'{ns}:{name} must be a non-streaming async function'
+                    )
+        except (trio.Cancelled, KeyboardInterrupt):
             if not is_cancel and not ctx._dialog.is_final:
                 await self._call_off(ctx)
             raise

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from .._boxing import pack_error
-from .._exceptions import ContextCancelled, TransportClosed
+from .._exceptions import ContextCancelled, InternalError, TransportClosed
 from .._protocol.verdict import Ended, Ship, ship
 from ..log import get_logger
 from ..msg.types import Error, Return, StartAck, Stop, Yield
-from ..trionics._beg import strip
+from ..trionics._beg import raise_as_is, strip
 from ..trionics._taskc import find_masked_exc
 from . import _hooks
 from ._endpoint import Kind, bind, kind_of
@@ -85,18 +85,23 @@ async def _invoke(
             task_status.started(err)
             await _ship_error(chan, err, cid, func)
             return
+        acked = False
         with scope:
             task_status.started(ctx)
             try:
                 reachable = await _reply(
                     chan, StartAck(cid=cid, functype=kind.functype)
                 )
+                acked = True
+                if kind in _AWAITED or actor._serves_main_task(chan):
+                    chan.flush()
                 await _RUN[kind](ctx, chan, cid, func, call, return_msg_type, reachable)
             finally:
                 # A coroutine that never got to run warns unless it is closed.
                 if kind is not Kind.GENERATOR:
                     call.close()
-        if scope.cancelled_caught and kind in (Kind.PLAIN, Kind.CONTEXT):
+        # A generator that was reached says by itself that it has ended.
+        if scope.cancelled_caught and not (kind is Kind.GENERATOR and acked):
             await _answer_cancelled(ctx, chan, cid, func)
     finally:
         _ctxvar_Context.reset(token)
@@ -142,6 +147,14 @@ async def _reply(chan: Channel, msg: Any) -> bool:
     return True
 
 
+async def _say_last(chan: Channel, msg: Any) -> None:
+    """Send what ends a dialog, whether or not this task is cancelled."""
+    try:
+        await chan.send_last(msg)
+    except GONE as err:
+        log.warning('requester is gone, %s not sent: %s', type(msg).__name__, err)
+
+
 async def _run_plain(
     ctx: Context,
     chan: Channel,
@@ -178,8 +191,7 @@ async def _run_generator(
                     return
     except BaseException as err:
         if _all_cancelled(err):
-            with trio.CancelScope(shield=True):
-                await _reply(chan, Stop(cid=cid))
+            await _say_last(chan, Stop(cid=cid))
             raise
         await _failed(ctx, chan, cid, func, err, reachable)
         return
@@ -228,7 +240,10 @@ async def _run_context(
                 try:
                     result = await call
                 except BaseException as err:
-                    raise _unmask(err) from err.__cause__
+                    masked = _unmask(err)
+                    if masked is err:
+                        raise
+                    raise_as_is(masked)
             ended = Ended.RETURNED
         if ended is not Ended.RETURNED:
             ended = Ended.OWN_SCOPE
@@ -239,6 +254,7 @@ async def _run_context(
         ended = Ended.RAISED
     finally:
         ctx._end()
+        ctx._scope = outer  # which a cancel request finds while the answer is sent
     match ship(ended, ctx._remote_error is not None):
         case Ship.RESULT:
             ctx._result = result
@@ -254,6 +270,9 @@ async def _run_context(
         case Ship.CANCELLED:
             await _answer_cancelled(ctx, chan, cid, func)
 
+
+# Whoever calls these waits for the ack before anything else.
+_AWAITED = (Kind.GENERATOR, Kind.STREAM)
 
 _RUN = {
     Kind.PLAIN: _run_plain,
@@ -350,11 +369,16 @@ def _report(err: BaseException) -> str:
 
 
 async def _ship_error(chan: Channel, err: BaseException, cid: str, func: Any) -> None:
-    with trio.CancelScope(shield=True):
-        try:
-            await chan.send(pack_error(err, cid=cid))
-        except GONE as gone:
-            log.warning('requester is gone, error of %s lost: %s', func, gone)
+    try:
+        await chan.send_last(pack_error(err, cid=cid))
+    except GONE as gone:
+        log.warning('requester is gone, error of %s lost: %s', func, gone)
+    except Exception as why:
+        log.exception('an error of %s cannot be shipped', func)
+        stand_in = InternalError(
+            f'a {type(err).__name__} that cannot be shipped: {why}'
+        )
+        await _say_last(chan, pack_error(stand_in, cid=cid))
 
 
 async def _answer_cancelled(ctx: Context, chan: Channel, cid: str, func: Any) -> None:
@@ -370,8 +394,7 @@ async def _answer_cancelled(ctx: Context, chan: Channel, cid: str, func: Any) ->
         canceller=canceller,
     )
     msg = pack_error(ctxc, cid=cid, src_uid=own, tb_str=f'{ctxc.message}\n')
-    with trio.CancelScope(shield=True):
-        await _reply(chan, msg)
+    await _say_last(chan, msg)
 
 
 async def try_ship_error_to_remote(
@@ -382,7 +405,7 @@ async def try_ship_error_to_remote(
     hide_tb: bool = True,
 ) -> None:
     """
-    Send an error to a peer if it can be reached at all; shielded, never raises.
+    Send an error to a peer if it can be reached at all; never raises.
 
     Args:
         channel: The channel to the peer.
@@ -390,12 +413,11 @@ async def try_ship_error_to_remote(
         cid: Its context; `None` means that this actor's runtime failed.
         remote_descr: What the peer is to us, for the log.
     """
-    with trio.CancelScope(shield=True):
-        try:
-            msg: Error = pack_error(err, cid=cid)
-            await channel.send(msg)
-        except GONE as gone:
-            log.error('%s is gone, cannot be told of %r: %s', remote_descr, err, gone)
+    try:
+        msg: Error = pack_error(err, cid=cid)
+        await channel.send_last(msg)
+    except Exception as why:
+        log.error('%s cannot be told of %r: %s', remote_descr, err, why)
 
 
 def __getattr__(name: str) -> Any:

@@ -21,8 +21,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from .._boxing import lost_peer
 from .._context import Context
-from .._exceptions import ContextCancelled, RuntimeFailure, Uid
+from .._exceptions import (
+    ContextCancelled,
+    MsgTypeError,
+    RuntimeFailure,
+    TransportClosed,
+    Uid,
+)
 from .._protocol.dialog import Stage
 from ..discovery._addr import wrap_address
 from ..log import get_logger
@@ -125,6 +132,8 @@ class Actor:
         self._loops: dict[Channel, trio.Event] = {}
         self._early_requests: list[tuple[Channel, Start]] | None = None
         self._actoruid2nursery: dict[Uid, Any] = {}
+
+        self._had_first_request = False
 
         self._cancel_called = False
         self._cancel_called_by: Aid | None = None
@@ -250,6 +259,9 @@ class Actor:
         allow_overruns: bool = False,
     ) -> Context:
         """Make the calling side of a new context."""
+        if chan._lost is not None:
+            peer = None if chan.aid is None else chan.aid.uid
+            raise lost_peer(peer, chan.raddr, chan._lost)
         cid = f'{self._cid_prefix}{next(self._cids):012x}'
         ctx = self._contexts[(chan, cid)] = Context(
             chan,
@@ -308,8 +320,9 @@ class Actor:
                 await self._request(ctx, ns, func, kwargs)
                 ack = await ctx._wait_for_ack()
             ctx._remote_func_type = ack.functype
-        except BaseException:
-            if not ctx._dialog.is_final:
+        except BaseException as err:
+            unsent = isinstance(err, MsgTypeError | TransportClosed)
+            if not (unsent or ctx._dialog.is_final):
                 await portal._call_off(ctx)
             ctx._end()
             self._forget_context(ctx)
@@ -324,6 +337,12 @@ class Actor:
             raise AttributeError(f'the runtime of {self.name!r} has no {name!r}')
         func: Callable[..., Any] = getattr(self, name)
         return func
+
+    def _serves_main_task(self, chan: Channel) -> bool:
+        """Whether this is the first request of the parent, who may wait for its ack."""
+        first = chan is self._parent_chan and not self._had_first_request
+        self._had_first_request |= first
+        return first
 
     def _refusal(self) -> BaseException | None:
         """Return why no request can be served any more, or `None`."""
@@ -522,7 +541,8 @@ class Actor:
                 ctx._canceller = req_aid.uid
             if ctx._scope is not None:
                 ctx._scope.cancel()
-            waits.append(done)
+            if ctx is not _state._ctxvar_Context.get():  # not for whoever calls this
+                waits.append(done)
         for done in waits:
             await done.wait()
 
