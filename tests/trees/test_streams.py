@@ -292,7 +292,8 @@ def test_reader_that_waits_for_its_peer_to_read_is_given_time(run_tree):
     async def body(an):
         portal = await start(an)
         async with portal.open_context(answer_at_length) as (ctx, _):
-            async with ctx.open_stream() as stream:
+            # Room for every answer here, so that only the child can be too slow.
+            async with ctx.open_stream(msg_buffer_size=count) as stream:
                 for number in range(count):
                     await stream.send(number)
                 time.sleep(0.1)  # noqa: ASYNC251 - it is to read nothing meanwhile
