@@ -14,6 +14,10 @@ import tractor
 from tractor import ContextCancelled, RemoteActorError, TransportClosed
 
 
+async def answer() -> int:
+    return 42
+
+
 @tractor.context
 async def serve(ctx: tractor.Context) -> None:
     await ctx.started()
@@ -529,6 +533,33 @@ def test_interrupted_root_raises_it_bare(run_tree):
     with pytest.raises(KeyboardInterrupt):
         run_tree(body)
     assert time.monotonic() - began[0] < 2
+
+
+def test_interrupt_while_the_runtime_reads_is_the_programs(run_tree, monkeypatch):
+    """It costs no connection: a child's call goes on until the program ends."""
+    deliver = tractor.Context._deliver
+    seen = []
+
+    def interrupted(ctx, msg):
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        return deliver(ctx, msg)
+
+    async def body(an):
+        portal = await start(an)
+        monkeypatch.setattr(tractor.Context, '_deliver', interrupted)
+        try:
+            assert await portal.run(answer) == 42
+            await trio.sleep_forever()
+        except KeyboardInterrupt:
+            seen.append('interrupted')
+            with trio.CancelScope(shield=True):
+                seen.append(await portal.run(answer))
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tree(body)
+    assert seen == ['interrupted', 42]
 
 
 def test_interrupted_child_ends_cleanly(run_tree, tmp_path):

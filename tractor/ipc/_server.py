@@ -175,6 +175,7 @@ class Server:
         self._accept_scopes.add(scope)
         return endpoints
 
+    @trio.lowlevel.enable_ki_protection
     async def _accept_from_all(
         self, endpoints: list[Endpoint], scope: trio.CancelScope
     ) -> None:
@@ -191,6 +192,7 @@ class Server:
                 self._closing = True
                 self._shutdown.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def _accept_from(self, endpoint: Endpoint) -> None:
         while True:
             try:
@@ -205,6 +207,7 @@ class Server:
                 self._handle, stream, endpoint, name='peer connection'
             )
 
+    @trio.lowlevel.enable_ki_protection
     async def _handle(self, stream: trio.SocketStream, endpoint: Endpoint) -> None:
         """Handle a connection, and see to it that it is closed."""
         try:

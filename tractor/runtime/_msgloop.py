@@ -4,6 +4,10 @@ Read one channel and deliver what comes.
 One loop per channel.  It never waits for a task: a message goes into its context's
 inbox, a request becomes a task, and what belongs to nobody is logged and dropped.  When
 the channel ends, for whatever reason, everything bound to it is woken.
+
+This task and the runtime's others are protected from `KeyboardInterrupt`: a Ctrl-C
+belongs to the user's code and must not cost a connection.  While they run it goes to
+the main task, at its next checkpoint.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ PATIENCE: Final = 2  # scheduler passes a full inbox is given without progress
 CONGESTED: Final = 0.25  # seconds its reader may wait for the peer to read
 
 
+@trio.lowlevel.enable_ki_protection
 async def process_messages(
     chan: Channel,
     shield: bool = False,

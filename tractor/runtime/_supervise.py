@@ -336,6 +336,7 @@ class ActorNursery:
                 self._terminate(uid, proc)
         self._join_procs.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def _end_child(self, uid: Uid) -> None:
         """Ask one child to end; return when it confirmed or is being terminated."""
         if uid not in self._children:
@@ -371,6 +372,7 @@ class ActorNursery:
                 self._escalate, uid, steps, steps.deadline if limit is None else limit
             )
 
+    @trio.lowlevel.enable_ki_protection
     async def _escalate(self, uid: Uid, steps: Escalation, limit: float) -> None:
         if uid not in self._children:
             return

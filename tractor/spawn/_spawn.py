@@ -212,6 +212,7 @@ async def hard_kill(
 # -- the life of one child ---------------------------------------------------
 
 
+@trio.lowlevel.enable_ki_protection
 async def new_proc(
     name: str,
     actor_nursery: ActorNursery,
