@@ -65,6 +65,32 @@ def test_a_nursery_without_children_is_done():
     assert outcome(sup) is None
 
 
+def test_a_start_under_way_is_waited_for():
+    """An empty nursery is not done while a child is on its way."""
+    sup = supervision()
+    sup.start_begun(A)
+    sup.body_ended(None)
+    assert sup.next_step() is Join.WAIT
+    sup.added(A)
+    sup.start_over(A)
+    assert sup.next_step() is Join.WAIT
+    end(sup, A)
+    assert outcome(sup) is None
+
+
+def test_a_start_under_way_is_cancelled_with_the_rest():
+    """The request comes first, so that the child is ended as soon as it is up."""
+    sup = supervision()
+    sup.start_begun(A)
+    error = ValueError()
+    sup.body_ended(error)
+    assert sup.next_step() is Join.CANCEL
+    sup.cancel_started()
+    assert sup.next_step() is Join.WAIT
+    sup.start_over(A)
+    assert outcome(sup) is error
+
+
 def test_daemons_are_waited_for():
     """A clean body does not cancel them; the last one's end is the nursery's."""
     sup = supervision(daemons=[A, B])

@@ -59,6 +59,7 @@ class Supervision:
     Attributes:
         children: Every child ever added, by uid.
         errors: Child errors by uid, in order of completion.
+        starting: Children on their way up, which no join may leave behind.
         own_error: What the body raised.
         body_over: The join phase has begun.
         cancelling: All children were asked to end.
@@ -72,11 +73,13 @@ class Supervision:
         'children',
         'errors',
         'own_error',
+        'starting',
     )
 
     def __init__(self) -> None:
         self.children: dict[Uid, ChildState] = {}
         self.errors: dict[Uid, BaseException] = {}
+        self.starting: set[Uid] = set()
         self.own_error: BaseException | None = None
         self.body_over = False
         self.cancelling = False
@@ -84,6 +87,14 @@ class Supervision:
         self._dead: set[Uid] = set()
 
     # -- events ---------------------------------------------------------------
+
+    def start_begun(self, uid: Uid) -> None:
+        """Somebody starts a child, maybe from outside the block."""
+        self.starting.add(uid)
+
+    def start_over(self, uid: Uid) -> None:
+        """It came up, and was `added()`, or it failed to."""
+        self.starting.discard(uid)
 
     def added(self, uid: Uid) -> ChildState:
         """A child came up."""
@@ -202,11 +213,11 @@ class Supervision:
     def next_step(self) -> Join:
         """Return what the join phase does now."""
         alive = [s for s in self.children.values() if not s.ended]
-        if self.must_cancel:
-            return Join.CANCEL if alive else Join.DONE
-        if not alive:
+        if not alive and not self.starting:
             return Join.DONE
-        if self.cancelling or any(s.pending for s in alive):
+        if self.must_cancel:
+            return Join.CANCEL
+        if self.cancelling or self.starting or any(s.pending for s in alive):
             return Join.WAIT
         return Join.CANCEL if self.errors else Join.WAIT
 

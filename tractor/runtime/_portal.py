@@ -54,6 +54,7 @@ class Portal:
         self.actor: Actor = current_actor()
         self._streams: set[MsgStream] = set()
         self._main: Context | None = None
+        self._submitted: trio.Event | None = None
         self._taken: Callable[[], None] | None = None
 
     @property
@@ -166,9 +167,13 @@ class Portal:
 
     async def _submit_for_result(self, ns: str, name: str, kwargs: Any) -> None:
         """Start the peer's main task; return when it is scheduled."""
-        self._main = await self.actor.start_remote_task(
-            self._chan, nsf=f'{ns}:{name}', kwargs=kwargs, portal=self
-        )
+        self._submitted = trio.Event()
+        try:
+            self._main = await self.actor.start_remote_task(
+                self._chan, nsf=f'{ns}:{name}', kwargs=kwargs, portal=self
+            )
+        finally:
+            self._submitted.set()
 
     def _forget_main(self) -> None:
         """Nothing more will come for the main task; its outcome stays with us."""
@@ -204,6 +209,8 @@ class Portal:
         """Wait for the main task on behalf of the nursery, not of the user."""
         if self._chan._exc is not None:
             raise self._chan._exc
+        if self._submitted is not None:
+            await self._submitted.wait()
         if self._main is None:
             log.warning('%r has no main task: was it started with start_actor()?', self)
             return NoResult

@@ -61,6 +61,7 @@ class ActorNursery:
         self._join_procs = trio.Event()
         self._cancel_called = False
         self._cancelled_caught = False
+        self._joined = False
         self._at_least_one_child_in_debug = False
         self._implicit_runtime_started = False
         self.exited = trio.Event()
@@ -138,7 +139,8 @@ class ActorNursery:
             ModuleNotFoundError: A module cannot be imported; so for every other error
                 that importing one raises, before any process exists.
             ActorFailure: The process ended before it had connected back.
-            RuntimeFailure: This nursery is being cancelled, or an option cannot work.
+            RuntimeFailure: This nursery is over or being cancelled, or an option
+                cannot work.
         """
         if rpc_module_paths:
             warnings.warn(
@@ -147,10 +149,9 @@ class ActorNursery:
                 stacklevel=2,
             )
         _refuse_missing_features(debug_mode, infect_asyncio)
-        if self._cancel_called or self.exited.is_set():
-            raise RuntimeFailure(
-                f'actor {name!r} cannot be started: its nursery is being cancelled'
-            )
+        if self._cancel_called or self._joined:
+            why = 'is over' if self._joined else 'is being cancelled'
+            raise RuntimeFailure(f'actor {name!r} cannot be started: its nursery {why}')
         modules = [*(enable_modules or ()), *(rpc_module_paths or ())]
         subactor = Actor(
             name=name,
@@ -161,20 +162,26 @@ class ActorNursery:
         )
         rtvars = _inherited_vars(enable_transports)
         tn = nursery or self._da_tn
-        portal: Portal = await tn.start(
-            partial(
-                _spawn.new_proc,
-                name,
-                self,
-                subactor,
-                self._sup.errors,
-                _plain(bind_addrs),
-                _parent_addr(self._actor),
-                rtvars,
-                infect_asyncio=infect_asyncio,
-                proc_kwargs=dict(proc_kwargs or {}),
+        portal: Portal
+        self._sup.start_begun(subactor.aid.uid)
+        try:
+            portal = await tn.start(
+                partial(
+                    _spawn.new_proc,
+                    name,
+                    self,
+                    subactor,
+                    self._sup.errors,
+                    _plain(bind_addrs),
+                    _parent_addr(self._actor),
+                    rtvars,
+                    infect_asyncio=infect_asyncio,
+                    proc_kwargs=dict(proc_kwargs or {}),
+                )
             )
-        )
+        finally:
+            self._sup.start_over(subactor.aid.uid)
+            self._notify()
         return portal
 
     async def run_in_actor(
@@ -226,13 +233,12 @@ class ActorNursery:
         portal._taken = partial(self._sup.result_taken, uid)
         try:
             await portal._submit_for_result(fn.__module__, fn_name, kwargs)
-        except BaseException as err:
+        except BaseException:
             # Nothing runs there: the caller has the error, the actor is of no use.
             self._cancel_after_result_on_exit.discard(portal)
             self._sup.result_taken(uid)
             self._sup.finished(uid)
-            if isinstance(err, Exception):
-                self._da_tn.start_soon(self._end_child, uid)
+            self._da_tn.start_soon(self._end_child, uid)
             raise
         return portal
 
@@ -258,6 +264,12 @@ class ActorNursery:
         self._actor._actoruid2nursery[uid] = self
         if self._cancel_called:
             self._da_tn.start_soon(self._end_child, uid)
+
+    async def _wait_to_reap(self, uid: Uid) -> None:
+        """Wait until the block is over and it is known what this child is for."""
+        await self._join_procs.wait()
+        while uid in self._sup.starting:
+            await self._changed.wait()
 
     def _child_asked(self, uid: Uid, reachable: bool = True) -> None:
         self._tell_delivered(uid)
@@ -417,6 +429,7 @@ class ActorNursery:
                     await self._changed.wait()
             except BaseException as err:
                 self._sup.join_cancelled(err, trio.Cancelled)
+        self._joined = True
         self._join_procs.set()
         self._cancelled_caught = self._cancel_called and not self._sup.errors
 

@@ -352,7 +352,7 @@ async def _see_through(
             ended.set()
 
         async def reap_result() -> None:
-            await an._join_procs.wait()
+            await an._wait_to_reap(subactor.aid.uid)
             if portal not in an._cancel_after_result_on_exit:
                 return
             found: dict[Uid, BaseException] = {}
