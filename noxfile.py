@@ -33,6 +33,14 @@ TEST_SECONDS: Final = 120
 PROOF_ROUNDS: Final = {'chaos': (200, 5), 'soak': (500, 25), 'fuzz': (100_000, 500)}
 # The same for the whole suite in a row, where the suite is one round.
 SUITE_ROUNDS: Final = (20, 1)  # in full, in short
+# What a change of the spawn layer can break first: `tests -- --quick`.
+QUICK: Final = (
+    'tests/spawn',
+    'tests/_testing',
+    'tests/test_layers.py',
+    'tests/trees/test_cancellation.py',
+    'tests/trees/test_context_outcomes.py',
+)
 # A proof is one long test; its limit is there for a hang only.
 PROOF_SECONDS: Final = 3600
 
@@ -136,9 +144,9 @@ def finish(session: nox.Session, results: dict[str, tuple[bool, float]]) -> None
         session.error(f'failed: {", ".join(failed)}')
 
 
-def split_short(session: nox.Session) -> tuple[bool, list[str]]:
-    """Return whether `--short` was asked for, and the other arguments."""
-    others = [argument for argument in session.posargs if argument != '--short']
+def split(session: nox.Session, flag: str = '--short') -> tuple[bool, list[str]]:
+    """Return whether a flag of our own was given, and the other arguments."""
+    others = [argument for argument in session.posargs if argument != flag]
     return len(others) < len(session.posargs), others
 
 
@@ -151,16 +159,19 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the test suite on every backend; `--spawn-backend` runs it on one."""
+    """Run the suite on every backend; `--spawn-backend KEY`, `--quick` for a part."""
     prepare_tests(session)
+    quick, arguments = split(session, '--quick')
+    if quick:
+        arguments += QUICK
     backends = load_backends()
-    if any(argument.startswith('--spawn-backend') for argument in session.posargs):
+    if any(argument.startswith('--spawn-backend') for argument in arguments):
         backends = []
     results = {}
     for backend in backends or ['as asked']:
         option = [f'--spawn-backend={backend}'] if backends else []
         start = time.monotonic()
-        passed = run_pytest(session, *option, *session.posargs)
+        passed = run_pytest(session, *option, *arguments)
         results[backend] = passed, time.monotonic() - start
     finish(session, results)
 
@@ -202,7 +213,7 @@ def bench(session: nox.Session) -> None:
 def prove(session: nox.Session, name: str) -> None:
     """Run one long proof, in full or in its short form."""
     prepare_tests(session)
-    short, arguments = split_short(session)
+    short, arguments = split(session)
     rounds = PROOF_ROUNDS[name][short]
     passed = run_pytest(
         session,
@@ -237,7 +248,7 @@ def fuzz(session: nox.Session) -> None:
 def twenty(session: nox.Session) -> None:
     """Run the suite twenty times in a row; `-- --short` for once."""
     prepare_tests(session)
-    short, arguments = split_short(session)
+    short, arguments = split(session)
     results = {}
     for number in range(1, SUITE_ROUNDS[short] + 1):
         start = time.monotonic()

@@ -1,16 +1,10 @@
 """
 Applies, checks, exports and lands the phases of the patch queue.
 
-A phase is a table of `patches/queue.toml` and a folder of `git format-patch` files.
-Its base is a commit, or the phase below it.  Everything is done with git's own commands
-in worktrees that are removed again, also after an interrupt.  `noxfile.py` calls this
-file and `ai/skills/open-wkt/open_wkt.py` uses it; it needs Python 3.12 and git.
-
-Usage:
-    phases.py verify PHASE [--quick] [--python X.Y ...]   its own checks and tests
-    phases.py queue                 every patch applies, passes and is what has landed
-    phases.py export PHASE [--cover FILE]                 branch -> patches/PHASE/
-    phases.py land PHASE [--quick]  verify, then merge with the cover letter as message
+A phase is a table of `patches/queue.toml` and a folder of `git format-patch` files; its
+base is a commit, or the phase below it.  All is done with git's commands in worktrees
+that are removed again, also after an interrupt.  The noxfile's sessions of the same
+names call it; it needs Python 3.12 and git.
 """
 
 from __future__ import annotations
@@ -29,24 +23,16 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-QUICK: Final = (
-    'tests/spawn',
-    'tests/_testing',
-    'tests/test_layers.py',
-    'tests/trees/test_cancellation.py',
-    'tests/trees/test_context_outcomes.py',
-)
 # Who applies patches in a worktree that is thrown away.
-COMMITTER: Final = {
-    'GIT_COMMITTER_NAME': 'patch queue',
-    'GIT_COMMITTER_EMAIL': 'queue@localhost',
-}
+COMMITTER: Final = ('-c', 'user.name=patch queue', '-c', 'user.email=queue@localhost')
+COLUMNS: Final = ('phase', 'interpreter', 'patches', 'passed', 'skipped', 'seconds')
 IMPORT_ALL: Final = """
 import importlib, pkgutil, tractor
 for found in pkgutil.walk_packages(tractor.__path__, 'tractor.'):
@@ -57,31 +43,31 @@ CLOSING: Final = re.compile(r'^(?:=+ )?(\d+ [a-z]+,? ?.*) in [\d.]+s')
 SKIPPED: Final = re.compile(r'^SKIPPED \[(\d+)\] [^:]+(?::\d+)?: (.*)$')
 
 
+say = partial(print, flush=True)  # at once: a run takes minutes
+
+
 class Trouble(Exception):
     """What is wrong and what to do about it, on one line."""
 
 
-def git(*arguments: str, cwd: Path = ROOT, **env: str) -> str:
+def run(*command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, keeping what it prints."""
+    env = {**os.environ, **env}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def git(*arguments: str, cwd: Path = ROOT) -> str:
     """Run git and return what it printed; `Trouble` if it failed."""
-    done = subprocess.run(
-        ['git', *arguments],
-        cwd=cwd,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-    )
+    done = run('git', *arguments, cwd=cwd)
     if done.returncode:
-        raise Trouble(
-            f'git {" ".join(arguments)}: {(done.stderr or done.stdout).strip()}'
-        )
+        what = (done.stderr or done.stdout).strip()
+        raise Trouble(f'git {" ".join(arguments)}: {what}')
     return done.stdout.strip()
 
 
 def succeeds(*arguments: str, cwd: Path = ROOT) -> bool:
     """Tell whether a git command exits with 0."""
-    return not subprocess.run(
-        ['git', *arguments], cwd=cwd, capture_output=True
-    ).returncode
+    return run('git', *arguments, cwd=cwd).returncode == 0
 
 
 class Phase:
@@ -89,29 +75,24 @@ class Phase:
 
     def __init__(self, name: str, table: dict[str, Any]) -> None:
         self.name = name
-        self.title: str = table['title']
         self.branch: str = table['branch']
-        self.base: str = table['base']
+        self.base: str = table['base']  # a commit, or the phase below
         self.pythons: list[str] = table['pythons']
-        self.landed: str | None = table.get('landed')
-        self.is_move: bool = table.get('move', False)
+        self.landed: str | None = table.get('landed')  # the merge
+        self.moves: str | None = table.get('move')  # the folder it only moves code in
         self.folder = ROOT / 'patches' / name
         self.cover = self.folder / '0000-cover-letter.patch'
+        self.series = self.folder / 'series'
 
     def patches(self) -> list[Path]:
         """Return the files of `series`, in order; `Trouble` if it lists others."""
-        series = self.folder / 'series'
-        if not series.is_file():
-            raise Trouble(
-                f'{self.name} has no {series.relative_to(ROOT)}: export it first'
-            )
-        names = series.read_text(encoding='utf-8').split()
+        if not self.series.is_file():
+            raise Trouble(f'run nox -s export -- {self.name}: it has no series yet')
+        names = self.series.read_text(encoding='utf-8').split()
         there = sorted(p.name for p in self.folder.glob('*.patch') if p != self.cover)
         if names != there:
-            odd = sorted(set(names) ^ set(there)) or names
-            raise Trouble(
-                f'{self.name}/series and the folder differ in {", ".join(odd)}'
-            )
+            odd = ', '.join(sorted(set(names) ^ set(there)) or names)
+            raise Trouble(f'{self.name}/series and the folder differ in {odd}')
         return [self.folder / name for name in names]
 
 
@@ -121,16 +102,11 @@ def load() -> dict[str, Phase]:
     return {name: Phase(name, table) for name, table in tomllib.loads(text).items()}
 
 
-def named(phases: dict[str, Phase], name: str) -> Phase:
-    """Return one phase; `Trouble` names those that exist."""
+def stack(phases: dict[str, Phase], name: str) -> list[Phase]:
+    """Return a phase and, before it, those below; `Trouble` names those that exist."""
     if name not in phases:
         raise Trouble(f'there is no phase {name!r}: the queue has {", ".join(phases)}')
-    return phases[name]
-
-
-def stack(phases: dict[str, Phase], name: str) -> list[Phase]:
-    """Return a phase and those below it, the lowest first."""
-    found = [named(phases, name)]
+    found = [phases[name]]
     while found[0].base in phases:
         found.insert(0, phases[found[0].base])
     return found
@@ -141,10 +117,8 @@ def base_commit(phases: dict[str, Phase], name: str) -> str:
     base = stack(phases, name)[0].base
     if not succeeds('cat-file', '-e', f'{base}^{{commit}}'):
         shallow = git('rev-parse', '--is-shallow-repository') == 'true'
-        raise Trouble(
-            f'the base {base[:12]} of {name} is not in this clone: '
-            + ('it is shallow, run: git fetch --unshallow' if shallow else 'fetch it')
-        )
+        how = 'it is shallow, run: git fetch --unshallow' if shallow else 'fetch it'
+        raise Trouble(f'the base {base[:12]} of {name} is not in this clone: {how}')
     return base
 
 
@@ -156,42 +130,36 @@ def worktree(commit: str) -> Iterator[Path]:
         git('worktree', 'add', '--quiet', '--detach', str(folder), commit)
         yield folder
     finally:
-        succeeds('worktree', 'remove', '--force', str(folder))
         shutil.rmtree(folder, ignore_errors=True)
         git('worktree', 'prune')
 
 
-def apply(phase: Phase, folder: Path, **env: str) -> Iterator[Path]:
-    """Apply a phase's patches with `git am`, giving each one as it is in."""
+def apply(phase: Phase, folder: Path) -> Iterator[str]:
+    """Apply a phase's patches with `git am`, giving each one's name as it is in."""
     for patch in phase.patches():
         try:
-            git('am', '--quiet', str(patch), cwd=folder, **env)
+            git(*COMMITTER, 'am', '--quiet', str(patch), cwd=folder)
         except Trouble as error:
             succeeds('am', '--abort', cwd=folder)
-            reason = ' '.join(str(error).split()[:60])
-            raise Trouble(
-                f'{phase.name}/{patch.name} does not apply: {reason}'
-            ) from error
-        yield patch
+            why = ' '.join(str(error).split()[:60])
+            raise Trouble(f'{phase.name}/{patch.name} does not apply: {why}') from error
+        yield patch.name
 
 
-# -- verify ------------------------------------------------------------------
+def apply_below(phases: dict[str, Phase], name: str, folder: Path) -> str:
+    """Apply all phases below one; return the commit which that one starts at."""
+    for below in stack(phases, name)[:-1]:
+        list(apply(below, folder))
+    return git('rev-parse', 'HEAD', cwd=folder)
 
 
 def interpreters(wanted: list[str]) -> str:
     """Return a `PATH` on which all these versions are; `Trouble` if one is missing."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / '.ci/pythons.py'), 'dirs', *wanted],
-        capture_output=True,
-        text=True,
-    )
+    done = run(sys.executable, '.ci/pythons.py', 'dirs', *wanted, cwd=ROOT)
     path = os.pathsep.join(filter(None, [done.stdout.strip(), os.environ['PATH']]))
     for version in wanted:
         if shutil.which(f'python{version}', path=path) is None:
-            raise Trouble(
-                f'Python {version} is missing, run: pyenv install {version}'
-                + ''.join(f' ({line})' for line in done.stderr.splitlines()[-1:])
-            )
+            raise Trouble(f'Python {version} is missing, run: pyenv install {version}')
     return path
 
 
@@ -225,43 +193,34 @@ def run_nox(folder: Path, path: str, *arguments: str) -> tuple[bool, Counter[str
 def verify(name: str, quick: bool, pythons: list[str]) -> None:
     """Apply the stack up to a phase and run that tree's own checks and tests."""
     phases = load()
-    phase = named(phases, name)
-    outside = [version for version in pythons if version not in phase.pythons]
-    if outside:
-        raise Trouble(
-            f'{name} is verified on Python {", ".join(phase.pythons)}, '
-            f'not on {", ".join(outside)}'
-        )
+    phase = stack(phases, name)[-1]
+    if outside := ', '.join(v for v in pythons if v not in phase.pythons):
+        within = ', '.join(phase.pythons)
+        raise Trouble(f'{name} is verified on Python {within}, not on {outside}')
     path = interpreters(pythons or phase.pythons)
-    rows: list[tuple[str, ...]] = [
-        ('phase', 'interpreter', 'patches', 'passed', 'skipped', 'seconds')
-    ]
+    rows: list[tuple[Any, ...]] = [COLUMNS]
     failed = []
     with worktree(base_commit(phases, name)) as folder:
         count = 0
         for below in stack(phases, name):
-            for patch in apply(below, folder, **COMMITTER):
+            for patch in apply(below, folder):
                 count += 1
-                say(f'{below.name}: applied {patch.name}')
+                say(f'{below.name}: applied {patch}')
         say(f'{name}: lint and types')
         if not run_nox(folder, path, '-s', 'lint', 'types')[0]:
             failed.append('lint or types')
-        selection = (
-            [part for part in QUICK if (folder / part).exists()] if quick else []
-        )
         reasons: Counter[str] = Counter()
         for version in pythons or phase.pythons:
             say(f'{name}: tests on Python {version}')
             start = time.monotonic()
             session = f'tests-{version}'
-            passed, counts = run_nox(
-                folder, path, '-s', session, '--', '-rs', *selection
-            )
+            order = ('-s', session, '--', '-rs', *['--quick'][:quick])
+            passed, counts = run_nox(folder, path, *order)
             if not passed or not counts['passed']:
                 failed.append(session)
             seconds = round(time.monotonic() - start)
-            row = (count, counts.pop('passed', 0), counts.pop('skipped', 0), seconds)
-            rows.append((name, version, *map(str, row)))
+            ran = counts.pop('passed', 0), counts.pop('skipped', 0)
+            rows.append((name, version, count, *ran, seconds))
             reasons += counts
     say('\n'.join('  '.join(f'{cell:<12}' for cell in row).rstrip() for row in rows))
     for reason, number in reasons.most_common():
@@ -270,57 +229,37 @@ def verify(name: str, quick: bool, pythons: list[str]) -> None:
         raise Trouble(f'{name} failed: {", ".join(failed)}')
 
 
-# -- queue -------------------------------------------------------------------
-
-
 def functions(folder: Path) -> Counter[tuple[str, str]]:
-    """Return every function of the package, by qualified name and syntax tree."""
-    found: Counter[tuple[str, str]] = Counter()
-
-    def visit(node: ast.AST, prefix: str) -> None:
-        for child in ast.iter_child_nodes(node):
-            name = prefix
-            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                name = f'{prefix}{child.name}'
-                if not isinstance(child, ast.ClassDef):
-                    found[name, ast.dump(child)] += 1
-                name += '.'
-            visit(child, name)
-
-    for path in sorted((folder / 'tractor').rglob('*.py')):
-        visit(ast.parse(path.read_text(encoding='utf-8')), '')
-    return found
+    """Return every function below a folder; a pure move keeps them all as they are."""
+    return Counter(
+        (node.name, ast.dump(node))
+        for path in folder.rglob('*.py')
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
 
 
-def check_move(phase: Phase, before: Counter[Any], after: Counter[Any]) -> None:
-    """A pure move keeps every function as it was, wherever it is now."""
-    changed = sorted({name for name, _ in before - after})
-    if changed:
-        raise Trouble(
-            f'{phase.name} is to move code only, but changes {", ".join(changed)}'
-        )
-
-
-def check_step(patch: Path, folder: Path) -> None:
+def check_step(patch: str, folder: Path) -> None:
     """One patch leaves a tree that passes ruff and can be imported."""
-    env = {**os.environ, 'PYTHONPATH': str(folder)}
     for command in (
-        ['-m', 'ruff', 'check', '-q', '--output-format=concise', '.'],
-        ['-m', 'ruff', 'format', '--quiet', '--check', '.'],
-        ['-c', IMPORT_ALL],
+        ('-m', 'ruff', 'check', '-q', '--output-format=concise', '.'),
+        ('-m', 'ruff', 'format', '--quiet', '--check', '.'),
+        ('-c', IMPORT_ALL),
     ):
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=folder,
-            env=env,
-            capture_output=True,
-            text=True,
-        )
+        done = run(sys.executable, *command, cwd=folder, PYTHONPATH=str(folder))
         if done.returncode:
-            last = (done.stdout + done.stderr).strip().splitlines()[-1:]
-            raise Trouble(
-                f'{patch.name}: {" ".join(command[1:3])} fails: {"".join(last)}'
-            )
+            last = ''.join((done.stdout + done.stderr).strip().splitlines()[-1:])
+            raise Trouble(f'{patch}: {" ".join(command[1:3])} fails: {last}')
+
+
+def check_base(phase: Phase, start: str) -> None:
+    """The cover letter names the base; what it names has the tree we start at."""
+    trailers = git('interpret-trailers', '--parse', str(phase.cover))
+    told = re.search(r'^base-commit: (\w+)$', trailers, re.MULTILINE)
+    if told is None:
+        raise Trouble(f'{phase.name}: the cover letter has no base-commit: trailer')
+    if not succeeds('diff', '--quiet', told[1], start, '--', '.', ':!patches'):
+        raise Trouble(f'{phase.name}: its base-commit {told[1]} is not its base')
 
 
 def check_landed(phase: Phase, folder: Path) -> None:
@@ -338,40 +277,32 @@ def check_queue() -> None:
     phases = load()
     for name, phase in phases.items():
         with worktree(base_commit(phases, name)) as folder:
-            for below in stack(phases, name)[:-1]:
-                for _ in apply(below, folder, **COMMITTER):
-                    pass
-            before = functions(folder)
-            for patch in apply(phase, folder, **COMMITTER):
+            check_base(phase, apply_below(phases, name, folder))
+            code = folder / (phase.moves or 'nothing to compare')
+            before = functions(code)
+            for patch in apply(phase, folder):
                 check_step(patch, folder)
-                say(f'{name}: {patch.name} applies, passes ruff and imports')
-            if phase.is_move:
-                check_move(phase, before, functions(folder))
-                say(f'{name}: no function body changed')
+                say(f'{name}: {patch} applies, passes ruff and imports')
+            if changed := sorted({who for who, _ in before - functions(code)}):
+                told = ', '.join(changed)
+                raise Trouble(f'{name} is to move code only, but changes {told}')
+            if phase.moves is not None:
+                say(f'{name}: no function body changed in {phase.moves}')
             if phase.landed is not None:
                 check_landed(phase, folder)
                 say(f'{name}: the tree is that of {phase.landed[:12]}')
         here = succeeds('rev-parse', '--verify', '-q', phase.branch)
-        if here and phase.landed is None and not is_exported(phases, phase):
-            raise Trouble(stale(phase))
+        if here and phase.landed is None and (told := unexported(phases, phase)):
+            raise Trouble(told)
 
 
-def is_exported(phases: dict[str, Phase], phase: Phase) -> bool:
-    """Tell whether the queue holds what the phase's branch does."""
-    if not (phase.folder / 'series').is_file():
-        return False
-    return succeeds('diff', '--quiet', applied(phases, phase.name)[1], phase.branch)
-
-
-def stale(phase: Phase) -> str:
-    """Say that a branch is ahead of its folder."""
-    return (
-        f'{phase.branch} differs from patches/{phase.name}: '
-        f'run nox -s export -- {phase.name}'
-    )
-
-
-# -- export and land ---------------------------------------------------------
+def unexported(phases: dict[str, Phase], phase: Phase) -> str:
+    """Say that a phase's branch holds what the queue does not; empty if it does not."""
+    if phase.series.is_file() and succeeds(
+        'diff', '--quiet', applied(phases, phase.name)[1], phase.branch
+    ):
+        return ''
+    return f'{phase.branch} is not what patches/ has: nox -s export -- {phase.name}'
 
 
 def cover_text(phase: Phase) -> str:
@@ -379,41 +310,32 @@ def cover_text(phase: Phase) -> str:
     text = phase.cover.read_text(encoding='utf-8')
     letter = email.message_from_string(text, policy=email.policy.default)
     subject = re.sub(r'^\[[^]]*\]\s*', '', ' '.join(str(letter['Subject']).split()))
-    body: list[str] = []
-    for line in str(letter.get_payload()).splitlines():
-        if re.fullmatch(r'\S.* \(\d+\):', line):  # where git's own summary starts
-            break
-        body.append(line)
-    return f'{subject}\n\n' + '\n'.join(body).strip() + '\n'
+    # What follows is git's own summary of the commits.
+    body = re.split(r'(?m)^\S.* \(\d+\):$', str(letter.get_payload()))[0]
+    return f'{subject}\n\n{body.strip()}\n'
 
 
 def export(name: str, cover: Path | None) -> None:
     """Write a branch back into its folder, and show what that changed."""
     phases = load()
-    phase = named(phases, name)
-    below = phases.get(phase.base)
-    base = below.branch if below is not None else phase.base
+    phase = stack(phases, name)[-1]
+    base = phases[phase.base].branch if phase.base in phases else phase.base
     if cover is None and not phase.cover.is_file():
-        raise Trouble(
-            f'{name} has no cover letter yet: pass --cover FILE (subject, body)'
-        )
+        raise Trouble(f'{name} has no cover letter: pass --cover FILE (subject, body)')
     text = cover.read_text(encoding='utf-8') if cover else cover_text(phase)
-    before = applied(phases, name) if (phase.folder / 'series').is_file() else None
-    with tempfile.TemporaryDirectory() as folder:
-        git(
-            *('-c', f'branch.{phase.branch}.description={text}'),
-            *('format-patch', '--quiet', '--cover-letter', '--signature='),
-            *('--cover-from-description=subject', '-M', f'--base={base}', '-o', folder),
-            f'{base}..{phase.branch}',
-        )
-        phase.folder.mkdir(parents=True, exist_ok=True)
-        for old in phase.folder.glob('*.patch'):
-            old.unlink()
-        names = sorted(path.name for path in Path(folder).iterdir())
-        for patch in names:
-            shutil.copy(Path(folder, patch), phase.folder / patch)
+    before = applied(phases, name) if phase.series.is_file() else None
+    phase.folder.mkdir(parents=True, exist_ok=True)
+    for old in phase.folder.glob('*.patch'):
+        old.unlink()
+    git(
+        *('-c', f'branch.{phase.branch}.description={text}'),
+        *('format-patch', '--quiet', '--cover-letter', '--signature=', '-M'),
+        *('--cover-from-description=subject', f'--base={base}', '-o'),
+        *(str(phase.folder), f'{base}..{phase.branch}'),
+    )
+    names = sorted(path.name for path in phase.folder.glob('*.patch'))
     series = ''.join(f'{patch}\n' for patch in names if patch != phase.cover.name)
-    (phase.folder / 'series').write_text(series, encoding='utf-8')
+    phase.series.write_text(series, encoding='utf-8')
     say(f'{name}: wrote {len(names) - 1} patches and the cover letter')
     if before is not None:
         say(git('range-diff', f'{before[0]}..{before[1]}', f'{base}..{phase.branch}'))
@@ -422,24 +344,20 @@ def export(name: str, cover: Path | None) -> None:
 def applied(phases: dict[str, Phase], name: str) -> tuple[str, str]:
     """Return base and tip of a phase as the queue has it now."""
     with worktree(base_commit(phases, name)) as folder:
-        start = ''
-        for below in stack(phases, name):
-            start = git('rev-parse', 'HEAD', cwd=folder)
-            for _ in apply(below, folder, **COMMITTER):
-                pass
+        start = apply_below(phases, name, folder)
+        list(apply(phases[name], folder))
         return start, git('rev-parse', 'HEAD', cwd=folder)
 
 
 def land(name: str, quick: bool) -> None:
     """Verify a phase, then merge it with its cover letter as the message."""
     phases = load()
-    phase = named(phases, name)
+    phase = stack(phases, name)[-1]
     if phase.landed is not None:
         raise Trouble(f'{name} has landed already, as {phase.landed}')
-    order = list(phases)
-    waiting = [p for p in order[: order.index(name)] if phases[p].landed is None]
-    if waiting:
-        raise Trouble(f'{name} comes after {", ".join(waiting)}: land that first')
+    first = next(other for other, p in phases.items() if p.landed is None)
+    if first != name:
+        raise Trouble(f'{name} comes after {first}: land that first')
     if git('status', '--porcelain'):
         raise Trouble('the tree has uncommitted changes: commit or stash them first')
     base = base_commit(phases, name)
@@ -447,25 +365,16 @@ def land(name: str, quick: bool) -> None:
         raise Trouble(f'the base {base[:12]} of {name} is not in the current history')
     if not succeeds('rev-parse', '--verify', '-q', phase.branch):
         git('branch', phase.branch, applied(phases, name)[1])
-    if not is_exported(phases, phase):
-        raise Trouble(stale(phase))
+    if told := unexported(phases, phase):
+        raise Trouble(told)
     verify(name, quick, [])
-    with tempfile.NamedTemporaryFile('w', suffix='.txt', encoding='utf-8') as message:
-        message.write(cover_text(phase))
-        message.flush()
-        git('merge', '--no-ff', '--quiet', '-F', message.name, phase.branch)
+    git('merge', '--no-ff', '--quiet', '-m', cover_text(phase), phase.branch)
     merge = git('rev-parse', 'HEAD')
     path = ROOT / 'patches/queue.toml'
     head, mark, rest = path.read_text(encoding='utf-8').partition(f'[{name}]\n')
     path.write_text(f'{head}{mark}landed = "{merge}"\n{rest}', encoding='utf-8')
     git('commit', '--quiet', '-m', f'Record where {name} landed', 'patches/queue.toml')
     say(f'{name}: landed as {merge}')
-
-
-def say(text: str) -> None:
-    """Print at once: a run takes minutes."""
-    sys.stdout.write(f'{text}\n')
-    sys.stdout.flush()
 
 
 def main(arguments: list[str]) -> int:
@@ -479,23 +388,27 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     # So that worktrees are removed after a SIGTERM as after a Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        if args.job == 'verify':
-            verify(args.phase, args.quick, args.python)
-        elif args.job == 'queue':
-            check_queue()
-        elif args.job == 'export':
-            export(args.phase, args.cover)
-        else:
-            land(args.phase, args.quick)
-    except Trouble as error:
-        sys.stderr.write(f'phases: {error}\n')
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write('phases: interrupted; the worktree is removed\n')
-        return 130
+    jobs: dict[str, Callable[[], None]] = {
+        'verify': partial(verify, args.phase, args.quick, args.python),
+        'queue': check_queue,
+        'export': partial(export, args.phase, args.cover),
+        'land': partial(land, args.phase, args.quick),
+    }
+    jobs[args.job]()
     return 0
 
 
+def guarded(tool: str, job: Callable[[list[str]], int]) -> int:
+    """Run a tool's `main()`; what is wrong becomes one line and an exit status."""
+    try:
+        return job(sys.argv[1:])
+    except Trouble as error:
+        sys.stderr.write(f'{tool}: {error}\n')
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f'{tool}: interrupted; temporary worktrees are removed\n')
+        return 130
+
+
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guarded('phases', main))

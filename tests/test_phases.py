@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -60,7 +61,7 @@ title = "Move"
 branch = "wkt/alpha"
 base = "{base}"
 pythons = ["{here}"]
-move = true
+move = "tractor"
 
 [phase_b]
 title = "Add"
@@ -132,6 +133,9 @@ class Repository:
     def wkt(self, *arguments: str) -> tuple[int, str]:
         return self.run('ai/skills/open-wkt/open_wkt.py', *arguments)
 
+    def root(self) -> str:
+        return self.git('rev-list', '--max-parents=0', 'HEAD')
+
     def worktrees(self) -> list[str]:
         return self.git('worktree', 'list', '--porcelain').split('worktree ')[2:]
 
@@ -152,7 +156,9 @@ def template(tmp_path_factory):
     for name in TOOLS:
         repo.write(name, (ROOT / name).read_text(encoding='utf-8'))
     repo.write('pyproject.toml', PYPROJECT)
-    repo.write('.gitignore', '__pycache__/\n.claude/wkts/\n.nox/\n.ruff_cache/\n')
+    repo.write(
+        '.gitignore', '__pycache__/\n.claude/wkts/\n.nox/\n.ruff_cache/\nwkt.env\n'
+    )
     repo.write('noxfile.py', NOXFILE)
     repo.write('tractor/__init__.py', '')
     repo.write('tractor/one.py', ONE)
@@ -218,8 +224,20 @@ def test_an_out_of_date_export_is_noticed(repo):
     repo.change_on('wkt/beta', 'tractor/three.py', '"""More."""\n')
     status, text = repo.phases('queue')
     assert status == 1
-    assert 'wkt/beta differs from patches/phase_b' in text
+    assert 'wkt/beta is not what patches/ has' in text
     assert 'nox -s export -- phase_b' in text
+
+
+def test_a_cover_letter_names_the_base(repo):
+    """The trailer that `git format-patch` wrote is compared with the queue."""
+    cover = repo.folder / 'patches/phase_b/0000-cover-letter.patch'
+    text = cover.read_text(encoding='utf-8')
+    cover.write_text(re.sub(r'base-commit: \w+', f'base-commit: {repo.root()}', text))
+    status, text = repo.phases('queue')
+    assert status == 1
+    assert f'phase_b: its base-commit {repo.root()} is not its base' in text
+    cover.write_text('Subject: [PATCH 0/1] Add\n\nNo trailer.\n')
+    assert 'has no base-commit: trailer' in repo.phases('queue')[1]
 
 
 def test_a_series_that_lists_other_files_is_refused(repo):
