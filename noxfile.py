@@ -276,7 +276,7 @@ for _phase in ('phase_a', 'phase_b', 'phase_c'):
 @nox.session
 def queue(session: nox.Session) -> None:
     """Check the patch queue: each patch applies and passes, and is what landed."""
-    prepare(session, '--editable=.', '--group=lint')
+    prepare_tests(session)  # what the modules of `_testing` import is in there
     session.run('python', '.ci/phases.py', 'queue', *session.posargs)
 
 

@@ -241,15 +241,15 @@ def functions(folder: Path) -> Counter[tuple[str, str]]:
 
 def check_step(patch: str, folder: Path) -> None:
     """One patch leaves a tree that passes ruff and can be imported."""
-    for command in (
-        ('-m', 'ruff', 'check', '-q', '--output-format=concise', '.'),
-        ('-m', 'ruff', 'format', '--quiet', '--check', '.'),
-        ('-c', IMPORT_ALL),
+    for what, *command in (
+        ('ruff check', '-m', 'ruff', 'check', '-q', '--output-format=concise', '.'),
+        ('ruff format', '-m', 'ruff', 'format', '--quiet', '--check', '.'),
+        ('importing all', '-c', IMPORT_ALL),
     ):
         done = run(sys.executable, *command, cwd=folder, PYTHONPATH=str(folder))
         if done.returncode:
             last = ''.join((done.stdout + done.stderr).strip().splitlines()[-1:])
-            raise Trouble(f'{patch}: {" ".join(command[1:3])} fails: {last}')
+            raise Trouble(f'{patch}: {what} fails: {last}')
 
 
 def check_base(phase: Phase, start: str) -> None:
