@@ -359,13 +359,14 @@ def test_alarm_lets_a_trio_run_unwind(tmp_path):
     unwound = []
 
     async def main():
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
         try:
             await trio.sleep_forever()
         finally:
             unwound.append('main')
 
     with pytest.raises(AFKAlarmTimeout) as caught:
-        with afk_alarm_w_trace(0.01, label='x', out_dir=tmp_path):
+        with afk_alarm_w_trace(30, label='x', out_dir=tmp_path):
             trio.run(main)
     assert isinstance(caught.value.__cause__, KeyboardInterrupt)
     assert unwound == ['main']
@@ -385,7 +386,7 @@ async def main():
             pass
 
 _reap.get_uds_dir = lambda: None
-trace._UNWIND_GRACE = 0.05
+trace._AGAIN_AFTER = 0.05
 try:
     with trace.afk_alarm_w_trace(0.05, label='x', out_dir={str(tmp_path)!r}):
         trio.run(main)
@@ -400,6 +401,29 @@ except trace.AFKAlarmTimeout:
         timeout=30,
     )
     assert done.stdout == 'broken into\n'
+
+
+@pytest.mark.usefixtures('alarm_state')
+def test_alarm_that_got_lost_rings_again(tmp_path, monkeypatch):
+    """Neither a caught alarm nor one in a finalizer leaves the block to block on."""
+    monkeypatch.setattr(trace, '_AGAIN_AFTER', 0.05)
+    lost = []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda info: lost.append(info.exc_type))
+
+    class Finalized:
+        def __del__(self):
+            signal.pause()
+
+    def loses_two():
+        Finalized()
+        with contextlib.suppress(AFKAlarmTimeout):
+            signal.pause()
+        signal.pause()
+
+    with pytest.raises(AFKAlarmTimeout):
+        with afk_alarm_w_trace(0.01, label='x', out_dir=tmp_path):
+            loses_two()
+    assert lost == [AFKAlarmTimeout]
 
 
 @pytest.mark.usefixtures('alarm_state')

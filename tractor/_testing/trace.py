@@ -52,8 +52,8 @@ type AfkAlarmWTraceFactory = Callable[..., AbstractContextManager[None]]
 _PYSPY_TIMEOUT: Final = 5.0
 _PYSPY_BUDGET: Final = 15.0
 
-# Seconds for a trio run to unwind by itself before the alarm breaks into it.
-_UNWIND_GRACE: Final = 5.0
+# Seconds for a block to end after its alarm rang, before it rings again.
+_AGAIN_AFTER: Final = 5.0
 
 # An earlier alarm that fell due meanwhile rings at once: a timer of zero would disarm.
 _OVERDUE: Final = 1e-3
@@ -413,9 +413,10 @@ def afk_alarm_w_trace(
     """
     Break into a block that takes too long, even one that blocks the whole thread.
 
-    Uses SIGALRM.  A trio run in the block is interrupted as by Ctrl-C, and broken into
-    if it has not ended 5 s later.  An alarm that was already set goes on when the block
-    is left; one that fell due meanwhile rings then.
+    Uses SIGALRM.  A trio run in the block is interrupted as by Ctrl-C.  A block that
+    goes on, say because a finalizer was interrupted, which no error leaves, is broken
+    into every 5 s.  An alarm that was already set goes on when the block is left; one
+    that fell due meanwhile rings then.
 
     Args:
         seconds: Until the alarm; more than 0.
@@ -436,18 +437,22 @@ def afk_alarm_w_trace(
         raise ValueError(f'the alarm must be more than 0 s away, but is {seconds} s')
 
     alarm: AFKAlarmTimeout | None = None
+    over = False
 
     def ring(signum: int, frame: FrameType | None) -> None:
         nonlocal alarm
+        if over:
+            return
+        first = alarm is None
         if alarm is None:
             _try_snapshot(pid, out_dir, label)
             alarm = AFKAlarmTimeout(f'{label!r} did not end within {seconds:g} s')
-            if _in_trio_run():
-                # Trio hands a Ctrl-C to its main task and unwinds; an exception out of
-                # nowhere would wreck its loop.
-                signal.setitimer(signal.ITIMER_REAL, _UNWIND_GRACE)
-                signal.raise_signal(signal.SIGINT)
-                return
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_AFTER)
+        if first and _in_trio_run():
+            # Trio hands a Ctrl-C to its main task and unwinds; an exception out of
+            # nowhere would wreck its loop.
+            signal.raise_signal(signal.SIGINT)
+            return
         raise alarm
 
     began = time.monotonic()
@@ -464,6 +469,7 @@ def afk_alarm_w_trace(
         if alarm is not None:
             raise alarm
     finally:
+        over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
         if earlier:
