@@ -41,8 +41,6 @@ for found in pkgutil.walk_packages(tractor.__path__, 'tractor.'):
 """
 CLOSING: Final = re.compile(r'^(?:=+ )?(\d+ [a-z]+,? ?.*) in [\d.]+s')
 SKIPPED: Final = re.compile(r'^SKIPPED \[(\d+)\] [^:]+(?::\d+)?: (.*)$')
-
-
 say = partial(print, flush=True)  # at once: a run takes minutes
 
 
@@ -264,12 +262,15 @@ def check_base(phase: Phase, start: str) -> None:
 
 def check_landed(phase: Phase, folder: Path) -> None:
     """What was merged is what the queue holds; the queue itself is beside it."""
-    assert phase.landed is not None
-    if not succeeds('merge-base', '--is-ancestor', phase.landed, 'HEAD'):
-        raise Trouble(f'{phase.name} landed as {phase.landed}, not in this history')
-    compared = ('diff', '--stat', phase.landed, 'HEAD', '--', '.', ':!patches')
-    if differing := git(*compared, cwd=folder):
-        raise Trouble(f'{phase.name}: the queue is not what landed:\n{differing}')
+    landed = phase.landed
+    if not succeeds('merge-base', '--is-ancestor', f'{landed}', 'HEAD'):
+        raise Trouble(f'{phase.name} landed as {landed}, not in this history')
+    # What it was merged into may have moved on; the merge itself has to be git's own.
+    merged = git('merge-tree', '--write-tree', f'{landed}^1', f'{landed}^2')
+    for pair in ((f'{landed}^2', 'HEAD'), (merged, f'{landed}')):
+        compared = ('diff', '--stat', *pair, '--', '.', ':!patches')
+        if differing := git(*compared, cwd=folder):
+            raise Trouble(f'{phase.name}: the queue is not what landed:\n{differing}')
 
 
 def check_queue() -> None:

@@ -355,6 +355,15 @@ def test_landing_merges_with_the_cover_letter(repo):
     assert 'has landed already' in repo.phases('land', 'phase_a')[1]
 
 
+def test_a_base_that_moved_on_is_no_difference(repo):
+    """Commits that came between the base and the merge are not the phase's."""
+    repo.write('tractor/later.py', '"""Later."""\n')
+    repo.commit('Go on meanwhile')
+    assert repo.phases('land', 'phase_a')[0] == 0
+    status, text = repo.phases('queue')
+    assert status == 0, text
+
+
 def test_a_tree_that_is_not_the_queues_is_noticed(repo):
     """Something was slipped into the merge."""
     repo.git('merge', '-q', '--no-ff', '--no-commit', 'wkt/alpha')
