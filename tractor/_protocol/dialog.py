@@ -37,6 +37,8 @@ class Stage(Enum):
     ENDED = auto()  # called side: the caller ended its stream
     FINAL = auto()  # result or error received
 
+    __hash__ = object.__hash__  # that of an enum is a call in Python
+
 
 Table = dict[type[MsgType], Stage]
 

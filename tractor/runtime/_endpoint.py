@@ -13,7 +13,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from enum import Enum, auto
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
 from .._exceptions import ModuleNotExposed
@@ -23,19 +23,24 @@ if TYPE_CHECKING:
 
 
 class Kind(Enum):
-    """What a function is to the runtime."""
+    """
+    What a function is to the runtime.
 
-    PLAIN = auto()
-    GENERATOR = auto()
-    STREAM = auto()  # a coroutine function that streams (legacy)
-    CONTEXT = auto()
+    Attributes:
+        functype: The wire name.
+    """
 
-    @property
-    def functype(self) -> Literal['asyncfunc', 'asyncgen', 'context']:
-        """The wire name."""
-        if self is Kind.PLAIN:
-            return 'asyncfunc'
-        return 'context' if self is Kind.CONTEXT else 'asyncgen'
+    PLAIN = 1, 'asyncfunc'
+    GENERATOR = 2, 'asyncgen'
+    STREAM = 3, 'asyncgen'  # a coroutine function that streams (legacy)
+    CONTEXT = 4, 'context'
+
+    __hash__ = object.__hash__  # that of an enum is a call in Python
+
+    def __init__(
+        self, _number: int, functype: Literal['asyncfunc', 'asyncgen', 'context']
+    ) -> None:
+        self.functype = functype
 
 
 _kinds: weakref.WeakKeyDictionary[Any, Kind] = weakref.WeakKeyDictionary()
