@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tractor._exceptions import TransportClosed
 from tractor._protocol.framing import FrameReader
 from tractor.ipc import _outbox
-from tractor.ipc._outbox import MAX_HELD_PASSES, IdleFlush
+from tractor.ipc._outbox import MAX_HELD_PASSES, UNUSED_PASSES, IdleFlush
 from tractor.msg._codec import _def_tractor_codec, decode_any
 from tractor.msg.types import StartAck, Stop
 
@@ -395,6 +395,41 @@ def test_one_instrument_per_run(run):
 
     trio.run(later)
     assert assert_fresh == [None]
+
+
+def test_a_run_that_holds_nothing_back_is_not_instrumented(run, monkeypatch):
+    """The loop calls the instrument from the first held frame on, until unused."""
+    calls = []
+    monkeypatch.setattr(
+        IdleFlush,
+        'before_io_wait',
+        lambda idle, timeout, real=IdleFlush.before_io_wait: (
+            calls.append(timeout),
+            real(idle, timeout),
+        ),
+    )
+
+    async def main(transport, peer):
+        IdleFlush.install()
+        await transport.send(Stop('c'))
+        await trio.lowlevel.checkpoint()
+        assert calls == []
+        for _ in range(2):
+            await transport.send(StartAck('c', 'context'))
+            for _ in range(UNUSED_PASSES + MAX_HELD_PASSES):
+                await trio.lowlevel.checkpoint()
+            assert len(calls) > UNUSED_PASSES
+            calls.clear()
+            await trio.lowlevel.checkpoint()
+            assert calls == []
+        IdleFlush.remove()
+        assert await receive(peer, 3) == [
+            Stop('c'),
+            StartAck('c', 'context'),
+            StartAck('c', 'context'),
+        ]
+
+    run(main)
 
 
 def test_a_run_may_end_with_a_full_socket(run, make_yield):

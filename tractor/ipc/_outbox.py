@@ -10,7 +10,8 @@ unless a part of it is out; then the rest stays, and a system task sees it throu
 other sender does.
 
 A frame may be held back, to go out in one call with the next.  `IdleFlush`, an
-instrument of the trio run, writes it when the loop has nothing else to do.  What it
+instrument of the trio run, writes it when the loop has nothing else to do; a run that
+holds nothing back for long, since it only calls others, does not pay for it.  What it
 cannot write, since the socket is full and an instrument cannot wait, it gives to that
 same system task.  A write that fails with nobody to tell is told to the next sender.
 
@@ -37,6 +38,9 @@ MAX_KEPT_BUFFER: Final = 64 * 1024  # bytes
 
 # A held-back frame waits at most so many passes of a loop that is never idle.
 MAX_HELD_PASSES: Final = 8
+
+# Adding an instrument to the loop costs as much as some twenty passes with it.
+UNUSED_PASSES: Final = 256
 
 _IOV_MAX: Final = 1024
 # A few small frames are copied into one: that is cheaper than a gathered write.
@@ -270,21 +274,23 @@ class IdleFlush(trio.abc.Instrument):
     """
     Writes what outboxes hold back, as soon as the loop of this run is idle.
 
-    `install()` puts one into the running trio loop; without it nothing is held back.
+    `install()` offers one to the running trio loop; without it nothing is held back.
+    The loop calls it from when something is, until nothing was for `UNUSED_PASSES`.
     """
 
     def __init__(self) -> None:
+        self._is_called = False
+        self._unused = 0  # passes since something was held back
         self._token = trio.lowlevel.current_trio_token()
         self._held: set[Outbox] = set()
         self._passes = 0
 
     @classmethod
     def install(cls) -> IdleFlush:
-        """Return the instrument of this trio run; the first call adds it."""
+        """Return the instrument of this trio run; the first call makes it."""
         idle = _idle_flush.get()
         if idle is None:
             idle = cls()
-            trio.lowlevel.add_instrument(idle)
             _idle_flush.set(idle)
         return idle
 
@@ -294,7 +300,8 @@ class IdleFlush(trio.abc.Instrument):
         idle = _idle_flush.get()
         if idle is not None:
             _idle_flush.set(None)
-            trio.lowlevel.remove_instrument(idle)
+            if idle._is_called:
+                trio.lowlevel.remove_instrument(idle)
             idle.flush()
 
     @staticmethod
@@ -304,12 +311,21 @@ class IdleFlush(trio.abc.Instrument):
 
     def add(self, outbox: Outbox) -> None:
         """Have an outbox flushed when the loop is idle."""
+        if not self._is_called:
+            trio.lowlevel.add_instrument(self)
+            self._is_called = True
+            self._unused = 0
         self._held.add(outbox)
 
     def before_io_wait(self, timeout: float) -> None:
         """Flush if nothing can run, or if the loop has not been idle for too long."""
         if not self._held:
+            self._unused += 1
+            if self._unused >= UNUSED_PASSES:
+                trio.lowlevel.remove_instrument(self)
+                self._is_called = False
             return
+        self._unused = 0
         self._passes += 1
         # A clock that jumps, and `wait_all_tasks_blocked()`, give 0 to an idle loop.
         if (
