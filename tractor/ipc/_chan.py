@@ -147,7 +147,7 @@ class Channel:
             MsgTypeError: It is none of the ten messages, or cannot be encoded.
         """
         __tracebackhide__ = hide_tb
-        if log.isEnabledFor(_TRANSPORT_LEVEL):
+        if log.logger.isEnabledFor(_TRANSPORT_LEVEL):
             log.transport('=> to %s: %s', self.aid, pformat(payload))
         transport = self._transport
         if transport is None:

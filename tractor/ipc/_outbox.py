@@ -130,8 +130,10 @@ class Outbox:
             if not self._waiting:
                 self._write()
             return None if queued.done else queued
+        if (fd := self._sock.fileno()) == -1 or self._broken is not None:
+            fd = self._fd(CLOSED_BEFORE)  # which raises
         try:
-            written = os.write(self._fd(CLOSED_BEFORE), frame)
+            written = os.write(fd, frame)
         except BlockingIOError:
             written = 0
         except OSError as err:

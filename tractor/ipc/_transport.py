@@ -52,7 +52,6 @@ from tractor.ipc._outbox import (
     IdleFlush,
     Outbox,
     StreamError,
-    open_fd,
     translated,
 )
 from tractor.log import get_logger
@@ -291,7 +290,7 @@ class MsgpackTransport:
     def _encode(self, msg: Any, codec: MsgCodec, buffer: bytearray) -> bytearray:
         """Return `buffer` with the message's frame in it, and nothing else."""
         try:
-            codec.enc.encode_into(msg, buffer, PREFIX_SIZE)
+            codec._enc.encode_into(msg, buffer, PREFIX_SIZE)
         except (TypeError, ValueError, OverflowError, RecursionError) as err:
             raise _exceptions._mk_send_mte(msg, codec, src_type_error=err) from err
         length = len(buffer) - PREFIX_SIZE
@@ -408,8 +407,19 @@ class MsgpackTransport:
             batch = list(self._inbox)
             self._inbox.clear()
             return batch
+        reader = self._reader
         while True:
-            frames = await self._read_frames()
+            wanted = reader.wanted
+            size = READ_SIZE if wanted <= READ_SIZE else min(wanted, MAX_READ_SIZE)
+            try:
+                data = await self._read(size)
+                if not data:
+                    raise self._end_of_stream()
+                frames = reader.feed(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as err:
+                raise self._recv_failure(err) from err
+            except FrameTooLong as err:
+                raise self._close_on(err) from err
             if frames and (batch := self._decode(frames)):
                 return batch
 
@@ -436,27 +446,18 @@ class MsgpackTransport:
             raise self._recv_failure(err) from err
         return data
 
-    async def _read_frames(self) -> list[bytes]:
-        reader = self._reader
-        wanted = reader.wanted
-        size = READ_SIZE if wanted <= READ_SIZE else min(wanted, MAX_READ_SIZE)
-        try:
-            data = await self._read(size)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as err:
-            raise self._recv_failure(err) from err
-        if not data:
-            name = f'{type(self).__name__!r}'
-            if reader.mid_frame:
-                raise self._closed(f'{name} already closed by peer (amid a frame)')
-            raise self._closed(f'{name} already gracefully closed')
-        try:
-            return reader.feed(data)
-        except FrameTooLong as err:
-            if self._sock is not None:
-                self._sock.close()
-            raise self._closed(
-                f'{type(self).__name__!r} closed here: {err}', err, loglevel='error'
-            ) from err
+    def _end_of_stream(self) -> TransportClosed:
+        name = f'{type(self).__name__!r}'
+        if self._reader.mid_frame:
+            return self._closed(f'{name} already closed by peer (amid a frame)')
+        return self._closed(f'{name} already gracefully closed')
+
+    def _close_on(self, err: FrameTooLong) -> TransportClosed:
+        if self._sock is not None:
+            self._sock.close()
+        return self._closed(
+            f'{type(self).__name__!r} closed here: {err}', err, loglevel='error'
+        )
 
     async def _read(self, size: int) -> bytes:
         """Return what is there, up to `size` bytes; wait for it if need be."""
@@ -464,13 +465,15 @@ class MsgpackTransport:
         if sock is None:
             some: bytes = await self.stream.receive_some(size)
             return some
-        fd = open_fd(sock, CLOSED_BEFORE)
+        if (fd := sock.fileno()) == -1:
+            raise trio.ClosedResourceError(CLOSED_BEFORE)
         if self._reads_ahead % READS_PER_PASS:
             await checkpoint_if_cancelled()
         else:
             await wait_readable(fd)
         while True:
-            fd = open_fd(sock, CLOSED_BY_TASK)
+            if (fd := sock.fileno()) == -1:
+                raise trio.ClosedResourceError(CLOSED_BY_TASK)
             try:
                 data = os.read(fd, size)
             except BlockingIOError:
@@ -503,7 +506,7 @@ class MsgpackTransport:
     def _decode(self, frames: list[bytes]) -> list[Any]:
         """Return the messages in the frames, leaving out what cannot be decoded."""
         codec = self._codec or _ctxvar_MsgCodec.get()
-        decode = codec.dec.decode
+        decode = codec._dec.decode
         try:
             return [decode(frame) for frame in frames]
         except Exception:
