@@ -79,6 +79,8 @@ class Context:
     _stream_opened: bool = False
     _remote_func_type: str | None = None
     _is_over: bool = False
+    _awaits_ack: bool = False
+    _box: Mailbox | None = None
     _in_overrun: bool = False
     _enter_debugger_on_cancel: bool = True
     _cancel_on_msgerr: bool = True
@@ -97,9 +99,9 @@ class Context:
         self.cid = cid
         self._actor = actor
         self._nsf = nsf
+        self._buffer_size = msg_buffer_size
         self._allow_overruns = allow_overruns
         self._dialog = Dialog(cid, stage)
-        self._rx_chan = self._send_chan = Mailbox(msg_buffer_size, allow_overruns)
         self._pld_rx = PldRx()
 
     # -- facts ----------------------------------------------------------------
@@ -174,6 +176,18 @@ class Context:
         return self.maybe_error is not None or self._final_result_is_set()
 
     @property
+    def _rx_chan(self) -> Mailbox:
+        """What came and was not taken; made at first use, a plain task has none."""
+        box = self._box
+        if box is None:
+            box = self._box = Mailbox(self._buffer_size, self._allow_overruns)
+            if self._is_over:
+                box.close()
+        return box
+
+    _send_chan = _rx_chan
+
+    @property
     def _own_uid(self) -> Uid:
         return self._actor.aid.uid
 
@@ -217,13 +231,17 @@ class Context:
             return self._take_yield(msg)
         if kind is Error:
             self._take_error(msg)
-        elif self._rx_chan._state.put_final(msg) is Fate.QUEUED:
-            self._rx_chan.wake_all()
+        elif kind is StartAck and not (self._awaits_ack or msg.functype == 'asyncgen'):
+            pass  # whoever waits for the result alone is not woken for it
+        else:
+            box = self._box if self._box is not None else self._rx_chan
+            if box._state.put_final(msg) is Fate.QUEUED:
+                box.wake_all()
         return Fate.QUEUED
 
     def _take_yield(self, msg: Yield[Any]) -> Fate:
         """Queue a stream message; also for another try after an overrun."""
-        box = self._rx_chan
+        box = self._box if self._box is not None else self._rx_chan
         fate = box._state.put(msg)
         if fate is Fate.OVERRUN:
             # Nobody reads an ended stream: what still comes is stale, not too much.
@@ -300,15 +318,14 @@ class Context:
     async def _next_msg(self, queued_first: bool = False) -> Any:
         """Wait for the next queued message, or raise what ended the context."""
         box = self._rx_chan
-        if not self._is_broken_off:
+        queue = box._state
+        if self._remote_error is None and self._lost is None:  # not broken off
             await trio.lowlevel.checkpoint_if_cancelled()
         while True:
-            if self._remote_error is not None and not (
-                queued_first and box._state.data
-            ):
+            if self._remote_error is not None and not (queued_first and queue.data):
                 raise self._remote_error
-            if box._state.data:
-                return box._state.take()
+            if queue.data:
+                return queue.take()
             if self._return_msg is not None:
                 return self._return_msg
             if self._lost is not None:
@@ -335,8 +352,7 @@ class Context:
     def _end(self) -> None:
         """Nothing more is expected: forget what is queued, drop what still comes."""
         self._is_over = True
-        left = self._rx_chan.close()
-        if left:
+        if self._box is not None and (left := self._box.close()):
             log.runtime('%s: %d unread messages dropped', self.cid, left)
 
     # -- outbound -------------------------------------------------------------

@@ -53,8 +53,12 @@ class Mailbox:
 
     def wake_all(self) -> None:
         """Let every reader look again: something other than a message changed."""
-        while self._parked:
-            self.wake_one()
+        if not self._parked:
+            return
+        parked, self._parked = self._parked, {}
+        self._waking.update(parked)
+        for task in parked:
+            trio.lowlevel.reschedule(task)
 
     async def park(self) -> None:
         """Wait until woken; the caller then looks again."""
@@ -110,7 +114,8 @@ class Mailbox:
     def close(self) -> int:
         """Forget what is queued and refuse more; return how many messages it was."""
         left = self._state.close()
-        self.wake_all()
+        if self._parked:
+            self.wake_all()
         return left
 
     async def aclose(self) -> None:

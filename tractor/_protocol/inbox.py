@@ -109,7 +109,7 @@ class Inbox[T]:
 
     def close(self) -> int:
         """Refuse further messages, forget those inside, return how many they were."""
-        left = len(self)
+        left = len(self.data) + len(self._spill)
         self.is_closed = True
         self.data.clear()
         self._spill.clear()

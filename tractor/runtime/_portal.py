@@ -20,8 +20,9 @@ from .._exceptions import ActorTooSlowError, NoResult
 from .._open_ctx import open_context_from_portal
 from .._streaming import MsgStream
 from ..log import get_logger
+from ..msg._codec import decode_any
 from ..msg.ptr import NamespacePath
-from ..msg.types import CancelAck, Return, StartAck
+from ..msg.types import CancelAck, Return, Start, StartAck
 from ..trionics._beg import strip
 from ._endpoint import Kind, kind_of
 from ._msgloop import process_messages
@@ -105,12 +106,12 @@ class Portal:
             if fn_name is None:
                 raise TypeError(f'which function of module {func!r}? pass `fn_name`')
             return await self._call(func, fn_name, kwargs)
-        name = getattr(func, '__qualname__', repr(func))
         try:
             kind = kind_of(func)
         except TypeError:
             kind = Kind.GENERATOR
-        if kind in (Kind.GENERATOR, Kind.STREAM):
+        if kind is Kind.GENERATOR or kind is Kind.STREAM:
+            name = getattr(func, '__qualname__', repr(func))
             raise TypeError(f'{name} must be a non-streaming async function')
         return await self._call(func.__module__, func.__name__, kwargs)
 
@@ -132,11 +133,13 @@ class Portal:
         actor, chan = self.actor, self._chan
         ctx = actor._open_call(chan, f'{ns}:{name}', self)
         try:
-            await actor._request(ctx, ns, name, kwargs)
+            await chan.send(Start(ctx.cid, ns, name, kwargs, actor._aid.uid))
             while True:
                 msg = await ctx._next_msg()
-                if type(msg) is Return or type(msg) is CancelAck:
-                    return ctx._pld_rx.decode_pld(msg, ctx, Return)
+                if type(msg) is Return:
+                    return decode_any(msg.pld)  # no payload type applies to a call
+                if type(msg) is CancelAck:
+                    return msg.pld
                 if type(msg) is StartAck and msg.functype == 'asyncgen':
                     await self._call_off(ctx)
                     raise TypeError(

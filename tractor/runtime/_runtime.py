@@ -244,9 +244,9 @@ class Actor:
                 cid,
                 self,
                 nsf,
-                msg_buffer_size=msg_buffer_size or self.msg_buffer_size,
-                allow_overruns=allow_overruns,
-                stage=Stage.SERVING,
+                msg_buffer_size or self.msg_buffer_size,
+                allow_overruns,
+                Stage.SERVING,
             )
         return ctx
 
@@ -268,21 +268,14 @@ class Actor:
             cid,
             self,
             nsf,
-            msg_buffer_size=msg_buffer_size or self.msg_buffer_size,
-            allow_overruns=allow_overruns,
+            msg_buffer_size or self.msg_buffer_size,
+            allow_overruns,
         )
         ctx._portal = portal
         return ctx
 
     def _forget_context(self, ctx: Context) -> None:
         self._contexts.pop((ctx.chan, ctx.cid), None)
-
-    async def _request(
-        self, ctx: Context, ns: str, func: str, kwargs: dict[str, Any]
-    ) -> None:
-        await ctx.chan.send(
-            Start(cid=ctx.cid, ns=ns, func=func, kwargs=kwargs, uid=self._aid.uid)
-        )
 
     async def start_remote_task(
         self,
@@ -317,7 +310,8 @@ class Actor:
         ctx = self._open_call(chan, nsf, portal, msg_buffer_size, allow_overruns)
         try:
             with trio.fail_after(ack_timeout):
-                await self._request(ctx, ns, func, kwargs)
+                ctx._awaits_ack = True
+                await chan.send(Start(ctx.cid, ns, func, kwargs, self._aid.uid))
                 ack = await ctx._wait_for_ack()
             ctx._remote_func_type = ack.functype
         except BaseException as err:
@@ -332,7 +326,7 @@ class Actor:
     def _get_rpc_func(self, ns: str, name: str) -> Callable[..., Any]:
         """Return a function that a peer may call."""
         if ns != 'self':
-            return look_up(self.enable_modules, ns, name, self.name)
+            return look_up(self.enable_modules, ns, name, self._aid.name)
         if name not in _ENDPOINTS:
             raise AttributeError(f'the runtime of {self.name!r} has no {name!r}')
         func: Callable[..., Any] = getattr(self, name)
