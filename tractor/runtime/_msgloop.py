@@ -12,7 +12,6 @@ the main task, at its next checkpoint.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -22,7 +21,7 @@ from .._exceptions import StreamOverrun, TransportClosed
 from .._protocol.inbox import Fate
 from ..log import get_logger
 from ..msg.types import CancelAck, Error, Start, Stop
-from ._rpc import GONE, register, serve
+from ._rpc import GONE, _invoke, register
 from ._state import current_actor
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ def _start(actor: Actor, chan: Channel, msg: Start) -> None:
         actor._early_requests.append((chan, msg))
         return
     peer = chan.aid
-    if peer is None or tuple(msg.uid) != peer.uid:
+    if peer is None or msg.uid != peer.uid:
         raise RuntimeError(
             f'a request in the name of {tuple(msg.uid)} came from '
             f'{None if peer is None else peer.uid}'
@@ -175,9 +174,9 @@ def _start(actor: Actor, chan: Channel, msg: Start) -> None:
     ctx = actor.get_context(chan=chan, cid=msg.cid, nsf=f'{msg.ns}:{msg.func}')
     ctx._scope = trio.CancelScope()
     register(actor, chan, ctx, func)
+    name = getattr(func, '__name__', msg.func)
     actor._service_tn.start_soon(
-        partial(serve, actor, ctx, func, msg.kwargs),
-        name=getattr(func, '__name__', msg.func),
+        _invoke, actor, msg.cid, chan, func, msg.kwargs, name=name
     )
 
 

@@ -50,7 +50,7 @@ async def _invoke(
     task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """
-    Run one request to its end and answer it.
+    Run one request to its end and answer it; if it was registered, forget it then.
 
     Args:
         actor: The serving actor.
@@ -93,7 +93,9 @@ async def _invoke(
                     chan, StartAck(cid=cid, functype=kind.functype)
                 )
                 acked = True
-                if kind in _AWAITED or actor._serves_main_task(chan):
+                if kind in _AWAITED or (
+                    not actor._had_first_request and actor._serves_main_task(chan)
+                ):
                     chan.flush()
                 await _RUN[kind](ctx, chan, cid, func, call, return_msg_type, reachable)
             finally:
@@ -108,23 +110,13 @@ async def _invoke(
         if is_rpc:
             unregister(actor, chan, ctx)
         done.set()
-
-
-async def serve(
-    actor: Actor, ctx: Context, func: Callable[..., Any], kwargs: dict[str, Any]
-) -> None:
-    """Run one request that was registered, and forget its context."""
-    try:
-        await _invoke(actor, ctx.cid, ctx.chan, func, kwargs)
-    finally:
-        ctx._end()
-        actor._forget_context(ctx)
+        if entry is not None:  # the message loop made the context for this task
+            ctx._end()
+            actor._forget_context(ctx)
 
 
 def register(actor: Actor, chan: Channel, ctx: Context, func: Any) -> trio.Event:
     """Note a task before it runs, so that a cancel request always finds it."""
-    if not actor._rpc_tasks:
-        actor._ongoing_rpc_tasks = trio.Event()
     done = trio.Event()
     actor._rpc_tasks[(chan, ctx.cid)] = (ctx, func, done)
     return done

@@ -127,8 +127,8 @@ class Actor:
         self._cids = itertools.count(1)
         self._contexts: dict[tuple[Channel, str], Context] = {}
         self._rpc_tasks: dict[tuple[Channel, str], tuple[Context, Any, trio.Event]] = {}
-        self._ongoing_rpc_tasks = trio.Event()
-        self._ongoing_rpc_tasks.set()
+        self._no_rpc_tasks = trio.Event()
+        self._no_rpc_tasks.set()
         self._loops: dict[Channel, trio.Event] = {}
         self._early_requests: list[tuple[Channel, Start]] | None = None
         self._actoruid2nursery: dict[Uid, Any] = {}
@@ -138,6 +138,13 @@ class Actor:
         self._cancel_called = False
         self._cancel_called_by: Aid | None = None
         self._cancel_complete = trio.Event()
+
+    @property
+    def _ongoing_rpc_tasks(self) -> trio.Event:
+        """An event that is set exactly while no request runs; made when asked for."""
+        if self._rpc_tasks and self._no_rpc_tasks.is_set():
+            self._no_rpc_tasks = trio.Event()
+        return self._no_rpc_tasks
 
     # -- identity -------------------------------------------------------------
 
