@@ -18,5 +18,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         '_mp_fixup_main': 'tractor.spawn._mp_fixup_main',
         '_reap': 'tractor.spawn._reap',
         '_spawn': 'tractor.spawn._spawn',
+        '_trio': 'tractor.spawn._trio',
     },
 )

@@ -9,8 +9,6 @@ anybody had asked for that end.
 
 from __future__ import annotations
 
-import os
-import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -19,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import trio
 
 from .._exceptions import ActorDied, ActorFailure, ContextCancelled, TransportClosed
+from .._lazy import lazy_exports
 from .._protocol.escalate import BOOT_GRACE, KILL_AFTER
 from ..log import get_logger
 from ..msg.types import SpawnSpec
 from ..runtime import _hooks
 from ..runtime._portal import Portal
-from . import _lifeline, _mp_fixup_main, _reap
+from . import _reap
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -382,58 +381,6 @@ def _death(uid: Uid, status: int | None) -> ActorDied:
 # -- backends ----------------------------------------------------------------
 
 
-async def trio_proc(
-    name: str,
-    actor_nursery: ActorNursery,
-    subactor: Actor,
-    errors: dict[Uid, BaseException],
-    bind_addrs: list[Any] | None,
-    parent_addr: Any,
-    _runtime_vars: dict[str, Any],
-    *,
-    infect_asyncio: bool = False,
-    task_status: trio.TaskStatus[Portal] = trio.TASK_STATUS_IGNORED,
-    proc_kwargs: dict[str, Any] | None = None,
-) -> None:
-    """The default backend: `python -m tractor._child` as a subprocess of trio."""
-    cmd = [
-        sys.executable,
-        '-m',
-        'tractor._child',
-        '--uid',
-        str(subactor.aid.uid),
-        '--parent_addr',
-        str(parent_addr),
-    ]
-    if subactor.loglevel:
-        cmd += ['--loglevel', subactor.loglevel]
-    if infect_asyncio:
-        cmd.append('--asyncio')
-    if subactor._inherit_parent_main:
-        subactor._parent_main_data = _mp_fixup_main.describe()
-    kwargs = dict(proc_kwargs or {})
-    parents_end: list[int] = []
-
-    async def launch() -> Launched:
-        with _lifeline.open_lifeline() as (childs, ours):
-            env = {**(kwargs.pop('env', None) or os.environ)}
-            env[_lifeline.ENV] = str(childs)
-            fds = (*kwargs.pop('pass_fds', ()), childs)
-            proc: trio.Process = await trio.lowlevel.open_process(
-                cmd, env=env, pass_fds=fds, **kwargs
-            )
-            parents_end.append(ours)
-        return proc, trio.Process.wait
-
-    try:
-        await _live(
-            launch, actor_nursery, subactor, bind_addrs, _runtime_vars, task_status
-        )
-    finally:
-        for fd in parents_end:
-            os.close(fd)
-
-
 async def mp_proc(
     name: str,
     actor_nursery: ActorNursery,
@@ -514,8 +461,21 @@ def _start_lock(actor: Actor) -> trio.Lock:
     return _start_locks.setdefault(actor, trio.Lock())
 
 
-_methods: dict[str, Callable[..., Awaitable[None]]] = {
-    'trio': trio_proc,
-    'mp_spawn': mp_proc,
-    'mp_forkserver': mp_proc,
-}
+class _Methods(dict[str, Any]):
+    """The mains of the backends by key; one in a module of its own loads late."""
+
+    def __getitem__(self, key: str) -> Callable[..., Awaitable[None]]:
+        main = super().__getitem__(key)
+        return __getattr__(main) if isinstance(main, str) else main  # type: ignore[no-any-return]
+
+
+_methods = _Methods(
+    {
+        'trio': 'trio_proc',
+        'mp_spawn': mp_proc,
+        'mp_forkserver': mp_proc,
+    }
+)
+
+# Each builds on this module, which therefore names it only.
+__getattr__ = lazy_exports(__name__, {'trio_proc': 'tractor.spawn._trio:trio_proc'})[0]
