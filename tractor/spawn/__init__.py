@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         '_entry': 'tractor.spawn._entry',
         '_forkserver_override': 'tractor.spawn._forkserver_override',
         '_lifeline': 'tractor.spawn._lifeline',
+        '_mp': 'tractor.spawn._mp',
         '_mp_fixup_main': 'tractor.spawn._mp_fixup_main',
         '_reap': 'tractor.spawn._reap',
         '_spawn': 'tractor.spawn._spawn',
