@@ -1,10 +1,10 @@
 """
 The core of spawning: which backend is in use, and the life of one child.
 
-A backend brings a process and a way to wait for it.  Everything after that is the same
-for all of them and written once, in `_live()`: wait until the child has connected back
-(or has died), give it its orders, serve until its process ends, and find out whether
-anybody had asked for that end.
+A backend, in a module of its own, brings a process and a way to wait for it.
+Everything after that is the same for all of them and written once, in `_live()`: wait
+until the child has connected back (or has died), give it its orders, serve until its
+process ends, and find out whether anybody had asked for that end.
 """
 
 from __future__ import annotations
