@@ -39,7 +39,8 @@ DEFERRED: Final = {
         'spawn/_forkserver_override',
     ): 'only with that backend',
     ('spawn/_reap', 'discovery/_addr'): 'only for a child that was killed',
-    ('spawn/_spawn', 'spawn/_entry'): 'only with a backend of multiprocessing',
+    ('spawn/_mp', 'spawn/_entry'): 'in the child, which is not here',
+    ('spawn/_mp', 'spawn/_forkserver_override'): 'only with that backend',
     ('spawn/_spawn', 'spawn/_forkserver_override'): 'only with that backend',
 }
 # And those that point up.  A name that a lower module has to offer from above stands in

@@ -1,7 +1,7 @@
 """
 `python -m tractor._child`: the process of an actor of the `trio` backend.
 
-Started by `tractor.spawn._spawn.trio_proc()` only.
+Started by `tractor.spawn._trio.trio_proc()` only.
 """
 
 from __future__ import annotations

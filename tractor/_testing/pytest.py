@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import pytest
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 # Their fixtures are part of this plugin.
 pytest_plugins = ('tractor._testing._reap', 'tractor._testing.trace')
-
-_SPAWN_BACKENDS: Final = ('trio', 'mp_spawn', 'mp_forkserver')
 
 # Names a test may be marked for although no release offers them yet.
 _RESERVED_BACKENDS: Final = ('subint', 'subint_forkserver', 'main_thread_forkserver')
@@ -41,6 +39,14 @@ _MARKERS: Final = (
     'has_nested_actors: the test starts actors from actors',
     'trio: the test runs on trio',
 )
+
+
+def _spawn_backends() -> tuple[str, ...]:
+    """Return the keys of all backends."""
+    # Importing the plugin must not load the runtime, and trio with it.
+    from tractor.spawn._spawn import SpawnMethodKey
+
+    return get_args(SpawnMethodKey)
 
 
 # -- command line ------------------------------------------------------------
@@ -132,12 +138,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop(_STACKSCOPE_ENV, None)
 
     backend = config.option.spawn_backend
-    if backend not in _SPAWN_BACKENDS:
+    if backend not in _spawn_backends():
         raise pytest.UsageError(
             f'--spawn-backend: unknown backend {backend!r}; '
-            f'known are {", ".join(_SPAWN_BACKENDS)}'
+            f'known are {", ".join(_spawn_backends())}'
         )
-    # Importing the plugin must not load the runtime, and trio with it.
     from tractor.spawn._spawn import try_set_start_method
 
     try:
@@ -165,14 +170,14 @@ def pytest_collection_modifyitems(
 ) -> None:
     """Skip what is marked for the active backend."""
     backend = config.option.spawn_backend
+    known = (*_spawn_backends(), *_RESERVED_BACKENDS)
     for item in items:
         for mark in item.iter_markers('skipon_spawn_backend'):
             for name in mark.args:
-                if name not in (*_SPAWN_BACKENDS, *_RESERVED_BACKENDS):
+                if name not in known:
                     raise pytest.UsageError(
                         f'{item.nodeid}: skipon_spawn_backend names an unknown '
-                        f'backend {name!r}; known are '
-                        f'{", ".join((*_SPAWN_BACKENDS, *_RESERVED_BACKENDS))}'
+                        f'backend {name!r}; known are {", ".join(known)}'
                     )
             if backend in mark.args:
                 reason = mark.kwargs.get('reason') or 'marked in the test'
@@ -184,7 +189,7 @@ def pytest_collection_modifyitems(
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give `start_method` the session's backend, shown in the test's id."""
     backend = metafunc.config.option.spawn_backend
-    assert backend in _SPAWN_BACKENDS
+    assert backend in _spawn_backends()
     if 'start_method' in metafunc.fixturenames:
         metafunc.parametrize(
             'start_method', [backend], scope='session', ids=[f'start_method={backend}']

@@ -1,17 +1,14 @@
 """
 The core of spawning: which backend is in use, and the life of one child.
 
-A backend brings a process and a way to wait for it.  Everything after that is the same
-for all of them and written once, in `_live()`: wait until the child has connected back
-(or has died), give it its orders, serve until its process ends, and find out whether
-anybody had asked for that end.
+A backend, in a module of its own, brings a process and a way to wait for it.
+Everything after that is the same for all of them and written once, in `_live()`: wait
+until the child has connected back (or has died), give it its orders, serve until its
+process ends, and find out whether anybody had asked for that end.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -19,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import trio
 
 from .._exceptions import ActorDied, ActorFailure, ContextCancelled, TransportClosed
+from .._lazy import lazy_exports
 from .._protocol.escalate import BOOT_GRACE, KILL_AFTER
 from ..log import get_logger
 from ..msg.types import SpawnSpec
 from ..runtime import _hooks
 from ..runtime._portal import Portal
-from . import _lifeline, _mp_fixup_main, _reap
+from . import _reap
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -382,140 +380,27 @@ def _death(uid: Uid, status: int | None) -> ActorDied:
 # -- backends ----------------------------------------------------------------
 
 
-async def trio_proc(
-    name: str,
-    actor_nursery: ActorNursery,
-    subactor: Actor,
-    errors: dict[Uid, BaseException],
-    bind_addrs: list[Any] | None,
-    parent_addr: Any,
-    _runtime_vars: dict[str, Any],
-    *,
-    infect_asyncio: bool = False,
-    task_status: trio.TaskStatus[Portal] = trio.TASK_STATUS_IGNORED,
-    proc_kwargs: dict[str, Any] | None = None,
-) -> None:
-    """The default backend: `python -m tractor._child` as a subprocess of trio."""
-    cmd = [
-        sys.executable,
-        '-m',
-        'tractor._child',
-        '--uid',
-        str(subactor.aid.uid),
-        '--parent_addr',
-        str(parent_addr),
-    ]
-    if subactor.loglevel:
-        cmd += ['--loglevel', subactor.loglevel]
-    if infect_asyncio:
-        cmd.append('--asyncio')
-    if subactor._inherit_parent_main:
-        subactor._parent_main_data = _mp_fixup_main.describe()
-    kwargs = dict(proc_kwargs or {})
-    parents_end: list[int] = []
+class _Methods(dict[str, Any]):
+    """The mains of the backends by key; one in a module of its own loads late."""
 
-    async def launch() -> Launched:
-        with _lifeline.open_lifeline() as (childs, ours):
-            env = {**(kwargs.pop('env', None) or os.environ)}
-            env[_lifeline.ENV] = str(childs)
-            fds = (*kwargs.pop('pass_fds', ()), childs)
-            proc: trio.Process = await trio.lowlevel.open_process(
-                cmd, env=env, pass_fds=fds, **kwargs
-            )
-            parents_end.append(ours)
-        return proc, trio.Process.wait
-
-    try:
-        await _live(
-            launch, actor_nursery, subactor, bind_addrs, _runtime_vars, task_status
-        )
-    finally:
-        for fd in parents_end:
-            os.close(fd)
+    def __getitem__(self, key: str) -> Callable[..., Awaitable[None]]:
+        main = super().__getitem__(key)
+        return __getattr__(main) if isinstance(main, str) else main  # type: ignore[no-any-return]
 
 
-async def mp_proc(
-    name: str,
-    actor_nursery: ActorNursery,
-    subactor: Actor,
-    errors: dict[Uid, BaseException],
-    bind_addrs: list[Any] | None,
-    parent_addr: Any,
-    _runtime_vars: dict[str, Any],
-    *,
-    infect_asyncio: bool = False,
-    task_status: trio.TaskStatus[Portal] = trio.TASK_STATUS_IGNORED,
-    proc_kwargs: dict[str, Any] | None = None,
-) -> None:
-    """The backends of the standard library: `mp_spawn` and `mp_forkserver`."""
-    if proc_kwargs:
-        raise ValueError(
-            f'{sorted(proc_kwargs)} in `proc_kwargs`: only the trio backend starts a '
-            'subprocess that takes them'
-        )
-    from . import _entry  # what the child runs; nothing else here needs it
+_methods = _Methods(
+    {
+        'trio': 'trio_proc',
+        'mp_spawn': 'mp_proc',
+        'mp_forkserver': 'mp_proc',
+    }
+)
 
-    key = str(subactor._spawn_method)
-    mp_ctx: Any = _selected_context()
-    started: list[Any] = []
-
-    def start() -> Any:
-        info = None
-        if key == 'mp_forkserver':
-            from . import _forkserver_override
-
-            info = _forkserver_override.describe()
-        proc = mp_ctx.Process(
-            target=_entry._mp_main,
-            args=(subactor, bind_addrs, info, key, parent_addr, infect_asyncio),
-            name=name,
-        )
-        proc.start()
-        started.append(proc)
-        return proc
-
-    async def launch() -> Launched:
-        async with _start_lock(actor_nursery._actor):
-            # Starting one waits for the fork server, and writes to a pipe.
-            proc: Any = await trio.to_thread.run_sync(start)
-        proc.poll = partial(_mp_poll, proc)
-        if proc.pid is None:
-            raise ActorFailure(f'actor {name!r} could not be started: {proc!r}')
-        return proc, proc_waiter
-
-    try:
-        await _live(
-            launch, actor_nursery, subactor, bind_addrs, _runtime_vars, task_status
-        )
-    finally:
-        for proc in started:
-            _mp_close(proc)
-
-
-def _mp_poll(proc: Any) -> int | None:
-    """Return the exit status, or `None` while the process runs."""
-    status: int | None = proc.exitcode
-    return status
-
-
-def _mp_close(proc: Any) -> None:
-    """Close the handle's pipes; it still tells the exit status afterwards."""
-    status = _mp_poll(proc)
-    if status is not None:
-        proc.poll = lambda: status
-        proc.close()
-
-
-_start_locks: weakref.WeakKeyDictionary[Actor, trio.Lock] = weakref.WeakKeyDictionary()
-
-
-def _start_lock(actor: Actor) -> trio.Lock:
-    """`multiprocessing` starts one child at a time: its tables know no threads."""
-    return _start_locks.setdefault(actor, trio.Lock())
-
-
-_methods: dict[str, Callable[..., Awaitable[None]]] = {
-    'trio': trio_proc,
-    'mp_spawn': mp_proc,
-    'mp_forkserver': mp_proc,
-}
+# Each builds on this module, which therefore names it only.
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        'trio_proc': 'tractor.spawn._trio:trio_proc',
+        'mp_proc': 'tractor.spawn._mp:mp_proc',
+    },
+)[0]
