@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-# Who applies patches in a worktree that is thrown away.
 COMMITTER: Final = ('-c', 'user.name=patch queue', '-c', 'user.email=queue@localhost')
 COLUMNS: Final = ('phase', 'interpreter', 'patches', 'passed', 'skipped', 'seconds')
 IMPORT_ALL: Final = """
@@ -216,9 +215,8 @@ def verify(name: str, quick: bool, pythons: list[str]) -> None:
             passed, counts = run_nox(folder, path, *order)
             if not passed or not counts['passed']:
                 failed.append(session)
-            seconds = round(time.monotonic() - start)
             ran = counts.pop('passed', 0), counts.pop('skipped', 0)
-            rows.append((name, version, count, *ran, seconds))
+            rows.append((name, version, count, *ran, round(time.monotonic() - start)))
             reasons += counts
     say('\n'.join('  '.join(f'{cell:<12}' for cell in row).rstrip() for row in rows))
     for reason, number in reasons.most_common():
@@ -261,11 +259,10 @@ def check_base(phase: Phase, start: str) -> None:
 
 
 def check_landed(phase: Phase, folder: Path) -> None:
-    """What was merged is what the queue holds; the queue itself is beside it."""
+    """What was merged is what the queue holds, and the merge is git's own of it."""
     landed = phase.landed
     if not succeeds('merge-base', '--is-ancestor', f'{landed}', 'HEAD'):
         raise Trouble(f'{phase.name} landed as {landed}, not in this history')
-    # What it was merged into may have moved on; the merge itself has to be git's own.
     merged = git('merge-tree', '--write-tree', f'{landed}^1', f'{landed}^2')
     for pair in ((f'{landed}^2', 'HEAD'), (merged, f'{landed}')):
         compared = ('diff', '--stat', *pair, '--', '.', ':!patches')
@@ -311,7 +308,6 @@ def cover_text(phase: Phase) -> str:
     text = phase.cover.read_text(encoding='utf-8')
     letter = email.message_from_string(text, policy=email.policy.default)
     subject = re.sub(r'^\[[^]]*\]\s*', '', ' '.join(str(letter['Subject']).split()))
-    # What follows is git's own summary of the commits.
     body = re.split(r'(?m)^\S.* \(\d+\):$', str(letter.get_payload()))[0]
     return f'{subject}\n\n{body.strip()}\n'
 
@@ -324,7 +320,12 @@ def export(name: str, cover: Path | None) -> None:
     if cover is None and not phase.cover.is_file():
         raise Trouble(f'{name} has no cover letter: pass --cover FILE (subject, body)')
     text = cover.read_text(encoding='utf-8') if cover else cover_text(phase)
-    before = applied(phases, name) if phase.series.is_file() else None
+    before = None
+    if phase.series.is_file():
+        try:
+            before = applied(phases, name)
+        except Trouble as error:  # the phase below has changed
+            say(f'{name}: nothing to compare with: {error}')
     phase.folder.mkdir(parents=True, exist_ok=True)
     for old in phase.folder.glob('*.patch'):
         old.unlink()

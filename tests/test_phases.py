@@ -343,6 +343,19 @@ def test_export_shows_what_changed(repo):
     assert repo.phases('queue')[0] == 0
 
 
+def test_export_on_a_changed_phase_below(repo):
+    """Old patches that do not apply any more are no reason to keep them."""
+    repo.change_on('wkt/alpha', 'tractor/three.py', '"""Taken."""\n')
+    assert repo.phases('export', 'phase_a')[0] == 0
+    repo.commit('Export')
+    repo.git('branch', '-f', 'wkt/beta', 'wkt/alpha')
+    repo.change_on('wkt/beta', 'tractor/four.py', '"""Four."""\n')
+    status, text = repo.phases('export', 'phase_b')
+    assert status == 0, text
+    assert 'nothing to compare with: phase_b/0001' in text
+    assert repo.phases('queue')[0] == 0
+
+
 def test_landing_merges_with_the_cover_letter(repo):
     """One merge commit, recorded; the queue then compares with it."""
     status, text = repo.phases('land', 'phase_a')

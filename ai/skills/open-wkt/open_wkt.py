@@ -40,7 +40,6 @@ def open_wkt(name: str) -> Path:
     else:
         start = phases.applied(phases.load(), phase.name)[1] if phase else 'HEAD'
         phases.git('worktree', 'add', '--quiet', '-b', branch, str(folder), start)
-    # Gives the suite a socket directory, and so a registry, of this worktree's own.
     (folder / ENV_FILE).write_text(f'XDG_RUNTIME_DIR=/tmp/tractor-wkt-{name}\n')
     return folder
 
