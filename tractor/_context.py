@@ -231,9 +231,8 @@ class Context:
             return self._take_yield(msg)
         if kind is Error:
             self._take_error(msg)
-        elif kind is StartAck and not (self._awaits_ack or msg.functype == 'asyncgen'):
-            pass  # whoever waits for the result alone is not woken for it
-        else:
+        elif kind is not StartAck or self._awaits_ack or msg.functype == 'asyncgen':
+            # Whoever waits for the result alone is not woken for an ack.
             box = self._box if self._box is not None else self._rx_chan
             if box._state.put_final(msg) is Fate.QUEUED:
                 box.wake_all()
