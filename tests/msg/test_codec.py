@@ -437,7 +437,8 @@ def test_decode_any():
 def test_one_decoder_at_import():
     """Importing builds the default message decoder and no other typed one."""
     code = (
-        'import msgspec\n'
+        'import logging, msgspec, sys\n'
+        'before = set(sys.modules)\n'
         'made = []\n'
         'Real = msgspec.msgpack.Decoder\n'
         'class Counting:\n'
@@ -449,8 +450,8 @@ def test_one_decoder_at_import():
         'import tractor.msg._codec\n'
         'assert len([args for args in made if args]) == 1, made\n'
         "assert '_def_msgspec_codec' not in vars(tractor.msg._codec)\n"
-        'import sys\n'
         "late = {'pkgutil', 'pprint', 'dataclasses', 'colorlog', 'trio', 'asyncio'}\n"
+        'late -= before\n'
         'assert not late & set(sys.modules), late & set(sys.modules)\n'
     )
     subprocess.run([sys.executable, '-c', code], check=True, timeout=20)
