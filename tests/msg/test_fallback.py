@@ -6,7 +6,7 @@ import copy
 import pickle
 import sys
 from types import ModuleType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 import pytest
@@ -191,6 +191,61 @@ def test_a_tag_is_inherited(lib):
     assert (Sub.__struct_config__.tag_field, Sub.__struct_config__.tag) == ('k', 'Sub')
 
 
+def test_generics(lib):
+    """A generic struct is subscripted; its types know what the variable stands for."""
+
+    class Holder(lib.Struct, Generic[T]):
+        one: T
+        many: list[T]
+
+    class IntHolder(Holder[int]):
+        more: int = 0
+
+    def types(target):
+        return [each.type for each in lib.structs.fields(target)]
+
+    assert Holder[int](1, [2]) == Holder(1, [2])
+    assert types(Holder[int]) == [int, list[int]]
+    assert types(Holder) == [T, list[T]]
+    assert types(IntHolder) == [int, list[int], int]
+
+
+def test_field_infos(lib):
+    """A field tells its name, type and default."""
+
+    class Node(lib.Struct):
+        name: str
+        items: list[str] = []  # noqa: RUF012
+        width: int = 3
+
+    name, items, width = lib.structs.fields(Node)
+    assert (name.name, name.encode_name, name.type, name.required) == (
+        *('name', 'name', str, True),
+    )
+    assert (items.default_factory, items.required) == (list, False)
+    assert width.default == 3
+    assert lib.structs.asdict(Node('n')) == {'name': 'n', 'items': [], 'width': 3}
+
+
+def test_defstruct(lib):
+    """A class is made of a list of fields, or of bases alone."""
+    Made = lib.defstruct('Made', ['a', ('b', int), ('c', int, 3)], module='m')
+    assert repr(Made(1, 2)) == 'Made(a=1, b=2, c=3)'
+    assert Made.__module__ == 'm'
+    Sub = lib.defstruct('Made', (), bases=(Made,), frozen=True)
+    assert Sub(1, 2).c == 3
+    with pytest.raises(AttributeError, match='immutable'):
+        Sub(1, 2).a = 1
+
+
+def test_frozen_is_lifted_by_a_subclass(lib):
+    """`frozen=False` makes fields settable again."""
+    Open = lib.defstruct('Open', (), bases=(point(lib, frozen=True),), frozen=False)
+    made = Open(1)
+    made.x = 5
+    assert made.x == 5
+
+
 @pytest.mark.parametrize(
     ('body', 'error'),
     [
@@ -204,6 +259,12 @@ def test_impossible_classes(lib, body, error):
     """They are refused when they are made."""
     with pytest.raises(error):
         type(lib.Struct)('Bad', (lib.Struct,), {'__module__': __name__, **body})
+
+
+def test_a_tag_field_is_no_field(lib):
+    """Both would be one key of the encoded struct."""
+    with pytest.raises(ValueError, match='tag_field'):
+        lib.defstruct('Bad', ['a'], tag=True, tag_field='a')
 
 
 def test_copies():

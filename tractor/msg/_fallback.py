@@ -10,7 +10,9 @@ of `msgspec`, as far as this package and payload types need them.  Used through
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import (
     Any,
     ClassVar,
@@ -18,6 +20,7 @@ from typing import (
     Self,
     dataclass_transform,
     get_origin,
+    get_type_hints,
 )
 
 WAYS_OUT: Final = "start the actor with `gil='shared'` or with a process backend"
@@ -315,3 +318,119 @@ class Struct(metaclass=StructMeta):
             # By its descriptor, which works in a frozen struct as well.
             getattr(cls, name).__set__(new, getattr(self, name))
         return new
+
+
+def defstruct(
+    name: str,
+    fields: Iterable[Any],
+    *,
+    bases: tuple[type, ...] = (),
+    module: str | None = None,
+    **options: Any,
+) -> Any:
+    """
+    Return a new struct class.
+
+    Args:
+        fields: `name`, `(name, type)` or `(name, type, default)` each.
+        bases: `Struct` by default.
+        module: What the class says it is from; the caller's by default.
+        **options: As in a class statement.
+    """
+    body: dict[str, Any] = {}
+    annotations: dict[str, Any] = {}
+    for each in fields:
+        key, kind, *default = (each, Any) if isinstance(each, str) else each
+        annotations[key] = kind
+        if default:
+            body[key] = default[0]
+    caller = sys._getframe(1).f_globals.get('__name__')
+    body |= {'__module__': module or caller, '__annotations__': annotations}
+    return StructMeta(name, bases or (Struct,), body, **options)
+
+
+class FieldInfo:
+    """One field of a struct class."""
+
+    __slots__ = ('default', 'default_factory', 'encode_name', 'name', 'type')
+
+    def __init__(self, name: str, kind: Any, default: Any) -> None:
+        self.name = self.encode_name = name
+        self.type = kind
+        made = type(default) is Field
+        self.default = NODEFAULT if made else default
+        self.default_factory = default.default_factory if made else NODEFAULT
+
+    @property
+    def required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is self.default_factory is NODEFAULT
+
+
+def field_types(target: Any) -> dict[str, Any]:
+    """
+    Return the type of each field, in order.
+
+    Args:
+        target: A struct class, or a generic one with its arguments, which are put in
+            the place of its type variables.
+    """
+    cls = get_origin(target) or target
+    scopes: dict[type, dict[Any, Any]] = {}
+    _collect_scopes(target, {}, scopes)
+    found: dict[str, Any] = {}
+    for owner in reversed(cls.__mro__):
+        if not isinstance(owner, StructMeta):
+            continue
+        for name, annotation in _own_types(owner).items():
+            found[name] = _substitute(annotation, scopes.get(owner, {}))
+    return {name: found[name] for name in cls.__struct_fields__}
+
+
+def _own_types(cls: Any) -> dict[str, Any]:
+    """Return the annotations in one class's body, evaluated."""
+    holder = SimpleNamespace(__annotations__=cls.__struct_annotations__)
+    scope = vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
+    inner = {param.__name__: param for param in getattr(cls, '__type_params__', ())}
+    return get_type_hints(holder, scope, inner | vars(cls))
+
+
+def _collect_scopes(
+    target: Any, outer: Mapping[Any, Any], scopes: dict[type, dict[Any, Any]]
+) -> None:
+    """Record what the type variables of a class and of its bases stand for."""
+    cls = get_origin(target) or target
+    params = getattr(cls, '__parameters__', ())
+    args = target.__args__ if target is not cls else params
+    mine = {p: _substitute(a, outer) for p, a in zip(params, args, strict=True)}
+    scopes[cls] = mine
+    for base in cls.__dict__.get('__orig_bases__', cls.__bases__):
+        if isinstance(get_origin(base) or base, StructMeta):
+            _collect_scopes(base, mine, scopes)
+
+
+def _substitute(annotation: Any, scope: Mapping[Any, Any]) -> Any:
+    if not scope:
+        return annotation
+    if annotation in scope:
+        return scope[annotation]
+    params = getattr(annotation, '__parameters__', ())
+    if not params or isinstance(annotation, type):
+        return annotation
+    return annotation[tuple(scope.get(p, p) for p in params)]
+
+
+def asdict(struct: Struct) -> dict[str, Any]:
+    """Return a struct's fields by name."""
+    return {name: getattr(struct, name) for name in struct.__struct_fields__}
+
+
+def fields(target: Any) -> tuple[FieldInfo, ...]:
+    """Return the fields of a struct or struct class, in order."""
+    if isinstance(target, Struct):
+        target = type(target)
+    declared = (get_origin(target) or target).__struct_declared__
+    return tuple(FieldInfo(n, t, declared[n]) for n, t in field_types(target).items())
+
+
+structs: Final = SimpleNamespace(asdict=asdict, fields=fields, FieldInfo=FieldInfo)
