@@ -1,0 +1,349 @@
+"""
+Plain data to typed values: what `msgspec` does while it decodes.
+
+A type is compiled once into a *shape*: for each type that plain data can have, what
+turns it into a value.  A union merges the shapes of its members, so that one look at
+the type of the data decides.  Data is never
+changed, but a container that needs no conversion is used as it is.  Used by
+`_fallback_codec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import EnumType
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NewType,
+    TypeAliasType,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
+
+from tractor.msg._fallback import (
+    WAYS_OUT,
+    Raw,
+)
+
+Converter = Callable[[Any], Any]
+DecHook = Callable[[type, Any], Any]
+
+# The type of the data -> what this is called in errors, and its converter.
+Shape = dict[type, tuple[str, Converter]]
+
+_NAMES: Final[dict[type, str]] = {
+    NoneType: 'None',
+    bool: 'bool',
+    int: 'int',
+    float: 'float',
+    str: 'str',
+    bytes: 'bytes',
+    dict: 'object',
+    list: 'array',
+    tuple: 'array',  # in keys
+}
+# In this order a union names what it takes.
+_ORDER: Final = (*('bool', 'int', 'float', 'str', 'bytes', 'object', 'array', 'null'),)
+_CONTAINERS: Final[dict[Any, type]] = {
+    list: list,
+    tuple: tuple,
+    set: set,
+    frozenset: frozenset,
+}
+_LEAVES: Final = frozenset({NoneType, bool, int, str, bytes})
+
+
+class Mismatch(Exception):
+    """Data of the wrong type, and the path to it, innermost step first."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.path: list[str] = []
+
+    def __str__(self) -> str:
+        what = self.args[0]
+        if not self.path:
+            return str(what)
+        if self.path[0] == 'key':
+            return f'{what} - at `key` in `${"".join(reversed(self.path[1:]))}`'
+        return f'{what} - at `${"".join(reversed(self.path))}`'
+
+
+def _same(obj: Any) -> Any:
+    return obj
+
+
+def _name(obj: Any) -> str:
+    return _NAMES.get(type(obj), 'ext')
+
+
+def _unknown(spec: Any, why: str = '') -> TypeError:
+    name = getattr(spec, '__qualname__', None) if isinstance(spec, type) else None
+    return TypeError(
+        f'the payload type `{name or spec}` needs msgspec, which cannot be loaded in an'
+        f' isolated sub-interpreter{why}; {WAYS_OUT}'
+    )
+
+
+def _ambiguous(name: str, spec: Any) -> TypeError:
+    return TypeError(
+        f'a type union may not contain more than one {name}-like type:'
+        f' `{spec}` is not supported'
+    )
+
+
+class Compiler:
+    """
+    Makes converters, which call one `dec_hook`.
+
+    Args:
+        dec_hook: As `msgspec.msgpack.Decoder` takes it.
+    """
+
+    __slots__ = ('_hook', '_made')
+
+    def __init__(self, dec_hook: DecHook | None) -> None:
+        self._hook = dec_hook
+        self._made: dict[Any, Converter] = {}
+
+    def converter(self, spec: Any) -> Converter:
+        """
+        Return what makes values of a type out of plain data, or raises `Mismatch`.
+
+        Raises:
+            TypeError: No way to decode this type.
+        """
+        made = self._made.get(spec)
+        if made is not None:
+            return made
+
+        def forward(obj: Any) -> Any:
+            return self._made[spec](obj)
+
+        # A struct may contain itself.
+        self._made[spec] = forward
+        try:
+            made = self._made[spec] = self._compile(spec)
+        except TypeError:
+            del self._made[spec]
+            raise
+        return made
+
+    def _compile(self, spec: Any) -> Converter:
+        members = _members(spec)
+        if any(member is Any or member is object for member in members):
+            return _same
+        if members == [Raw]:
+            return Raw
+        members = [member for member in members if member is not Raw]
+        shape: Shape = {}
+        for member in members:
+            self._merge(shape, self._shape(member, members), spec)
+        if shape.keys() >= {str, bytes}:  # both are text in other formats
+            raise _ambiguous('str', spec)
+        return _by_type(shape)
+
+    def _merge(self, shape: Shape, more: Shape, spec: Any) -> None:
+        for kind, (name, convert) in more.items():
+            there = shape.get(kind)
+            # An integer is a float as well, but rather an integer.
+            if there is not None and there[0] == name and name != 'float':
+                raise _ambiguous(name, spec)
+            if there is None or there[0] == 'float':
+                shape[kind] = name, convert
+
+    def _shape(self, spec: Any, union: list[Any]) -> Shape:
+        """Return the shape of one type."""
+        origin, args = get_origin(spec) or spec, get_args(spec)
+        if spec in _LEAVES:
+            return {spec: ('null' if spec is NoneType else _NAMES[spec], _same)}
+        if spec is float:
+            return {float: ('float', _same), int: ('float', float)}
+        if spec is bytearray:
+            return {bytes: ('bytes', bytearray)}
+        if origin is Literal:
+            return _literal_shape(args)
+        if isinstance(spec, EnumType):
+            return _enum_shape(spec)
+        if origin in _CONTAINERS:
+            convert = self._array(_CONTAINERS[origin], args, spec is not tuple)
+            return {list: ('array', convert), tuple: ('array', convert)}
+        if origin is dict:
+            key, value = args or (Any, Any)
+            return {dict: ('object', self._dict(key, value))}
+        return self._custom(spec, union)
+
+    def _custom(self, spec: Any, union: list[Any]) -> Shape:
+        hook, cls = self._hook, get_origin(spec) or spec
+        if hook is None or not isinstance(cls, type):
+            raise _unknown(spec)
+        if set(union) - {spec, NoneType}:
+            raise TypeError(
+                'a type union with a custom type may contain only `None` besides:'
+                f' `{spec}` in `{union}` is not supported'
+            )
+        name = cls.__name__
+
+        def convert(obj: Any) -> Any:
+            if obj is None and len(union) > 1:
+                return None
+            try:
+                value = hook(spec, obj)
+            except (TypeError, ValueError) as err:
+                raise Mismatch(str(err)) from err
+            if not isinstance(value, cls):
+                raise Mismatch(f'Expected `{name}`, got `{type(value).__name__}`')
+            return value
+
+        return {object: (name, convert)}
+
+    def _array(self, make: type, args: tuple[Any, ...], has_args: bool) -> Converter:
+        if make is tuple and has_args and args[-1:] != (Ellipsis,):
+            return self._fixed_tuple(args)
+        item = self.converter(args[0]) if args else _same
+        leaf = args[0] if args and args[0] in _LEAVES else None
+        hashed = make is set or make is frozenset
+
+        def convert(obj: Any) -> Any:
+            if item is _same and not hashed:
+                return obj if make is list and type(obj) is list else make(obj)
+            # A list of one simple type is checked without a loop.
+            if leaf is not None and {*map(type, obj)} <= {leaf}:
+                return obj if make is list and type(obj) is list else make(obj)
+            values = []
+            for index, each in enumerate(obj):
+                try:
+                    value = item(each)
+                except Mismatch as err:
+                    err.path.append(f'[{index}]')
+                    raise
+                values.append(freeze(value) if hashed else value)
+            return values if make is list else make(values)
+
+        return convert
+
+    def _fixed_tuple(self, args: tuple[Any, ...]) -> Converter:
+        items = [self.converter(arg) for arg in args]
+        count = len(items)
+        leaves = list(args) if _LEAVES.issuperset(args) else None
+
+        def convert(obj: Any) -> Any:
+            if [*map(type, obj)] == leaves:
+                return tuple(obj)
+            if len(obj) != count:
+                raise Mismatch(f'Expected `array` of length {count}, got {len(obj)}')
+            values = []
+            for item, each in zip(items, obj, strict=True):
+                try:
+                    values.append(item(each))
+                except Mismatch as err:
+                    err.path.append(f'[{len(values)}]')
+                    raise
+            return tuple(values)
+
+        return convert
+
+    def _dict(self, key_type: Any, value_type: Any) -> Converter:
+        key, value = self.converter(key_type), self.converter(value_type)
+        if key is _same and value is _same:
+            return _same
+        only_keys = value is _same and key_type in _LEAVES
+
+        def convert(obj: Any) -> Any:
+            if only_keys and {*map(type, obj)} <= {key_type}:
+                return obj
+            made = {}
+            for k, v in obj.items():
+                try:
+                    k = key(k)
+                except Mismatch as err:
+                    err.path.append('key')
+                    raise
+                try:
+                    made[k] = value(v)
+                except Mismatch as err:
+                    err.path.append('[...]')
+                    raise
+            return made
+
+        return convert
+
+
+def freeze(value: Any) -> Any:
+    """Return a value with its lists as tuples, as a set or a dict's key needs it."""
+    return tuple(map(freeze, value)) if type(value) is list else value
+
+
+def _members(spec: Any) -> list[Any]:
+    """Return a union's members; wrappers that mean another type are taken off."""
+    origin = get_origin(spec)
+    if origin is Union or origin is UnionType:
+        return [m for arg in get_args(spec) for m in _members(arg)]
+    if origin is Annotated:
+        return _members(spec.__origin__)
+    if isinstance(spec, TypeVar):
+        return _members(Any if spec.__bound__ is None else spec.__bound__)
+    if isinstance(spec, NewType):
+        return _members(spec.__supertype__)
+    if isinstance(spec, TypeAliasType):
+        return _members(spec.__value__)
+    return [NoneType if spec is None else spec]
+
+
+def _by_type(shape: Shape) -> Converter:
+    custom = shape.get(object)
+    if custom is not None:
+        return custom[1]
+    table = {kind: convert for kind, (_, convert) in shape.items()}
+    names = {name for name, _ in shape.values()}
+    if 'int' in names and float not in shape:
+        names.discard('float')
+    expected = ' | '.join(name for name in _ORDER if name in names)
+
+    def convert(obj: Any) -> Any:
+        found = table.get(type(obj))
+        if found is None:
+            raise Mismatch(f'Expected `{expected}`, got `{_name(obj)}`')
+        return found(obj)
+
+    return convert
+
+
+def _choice(values: dict[Any, Any]) -> Converter:
+    def convert(obj: Any) -> Any:
+        try:
+            return values[obj]
+        except KeyError:
+            raise Mismatch(f'Invalid enum value {obj!r}') from None
+
+    return convert
+
+
+def _literal_shape(args: tuple[Any, ...]) -> Shape:
+    shape: Shape = {}
+    for kind in {type(arg) for arg in args}:
+        if kind not in (NoneType, int, str):
+            raise TypeError(
+                f'Literal may only contain None, integers or strings, not {args!r}'
+            )
+        name = 'null' if kind is NoneType else _NAMES[kind]
+        shape[kind] = name, _choice({a: a for a in args if type(a) is kind})
+    return shape
+
+
+def _enum_shape(cls: EnumType) -> Shape:
+    values: dict[Any, Any] = {member.value: member for member in cls}  # type: ignore[var-annotated]
+    kinds = {type(value) for value in values}
+    if len(kinds) != 1 or not kinds <= {int, str}:
+        raise TypeError(
+            'Enums must contain either all str or all int values -'
+            f' type `{cls!r}` is not supported'
+        )
+    (kind,) = kinds
+    return {kind: (_NAMES[kind], _choice(values))}
