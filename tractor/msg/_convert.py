@@ -3,7 +3,9 @@ Plain data to typed values: what `msgspec` does while it decodes.
 
 A type is compiled once into a *shape*: for each type that plain data can have, what
 turns it into a value.  A union merges the shapes of its members, so that one look at
-the type of the data decides.  Data is never
+the type of the data decides.  Structs are filled by a generated function; those of the
+wire messages are generated when the first such message comes, all others at once, so
+that a type that cannot be served is refused when its decoder is made.  Data is never
 changed, but a container that needs no conversion is used as it is.  Used by
 `_fallback_codec`.
 """
@@ -27,8 +29,12 @@ from typing import (
 )
 
 from tractor.msg._fallback import (
+    NODEFAULT,
     WAYS_OUT,
+    Field,
     Raw,
+    StructMeta,
+    field_types,
 )
 
 Converter = Callable[[Any], Any]
@@ -36,6 +42,9 @@ DecHook = Callable[[type, Any], Any]
 
 # The type of the data -> what this is called in errors, and its converter.
 Shape = dict[type, tuple[str, Converter]]
+
+# Its structs can all be decoded, hence need not be looked at beforehand.
+_OWN_MESSAGES: Final = 'tractor.msg.types'
 
 _NAMES: Final[dict[type, str]] = {
     NoneType: 'None',
@@ -142,9 +151,13 @@ class Compiler:
         if members == [Raw]:
             return Raw
         members = [member for member in members if member is not Raw]
+        structs = [m for m in members if isinstance(get_origin(m) or m, StructMeta)]
         shape: Shape = {}
         for member in members:
-            self._merge(shape, self._shape(member, members), spec)
+            if member not in structs:
+                self._merge(shape, self._shape(member, members), spec)
+        if structs:
+            self._merge(shape, {dict: ('object', self._structs(structs, spec))}, spec)
         if shape.keys() >= {str, bytes}:  # both are text in other formats
             raise _ambiguous('str', spec)
         return _by_type(shape)
@@ -159,7 +172,7 @@ class Compiler:
                 shape[kind] = name, convert
 
     def _shape(self, spec: Any, union: list[Any]) -> Shape:
-        """Return the shape of one type."""
+        """Return the shape of one type that is no struct."""
         origin, args = get_origin(spec) or spec, get_args(spec)
         if spec in _LEAVES:
             return {spec: ('null' if spec is NoneType else _NAMES[spec], _same)}
@@ -273,6 +286,160 @@ class Compiler:
             return made
 
         return convert
+
+    def _structs(self, members: list[Any], spec: Any) -> Converter:
+        """Return what makes one of some structs, by their tags if they are several."""
+        if len(members) == 1:
+            return self._struct(members[0])
+        by_tag: dict[Any, Converter] = {}
+        keys = set()
+        for member in members:
+            config = (get_origin(member) or member).__struct_config__
+            if config.tag is None or config.tag in by_tag:
+                raise TypeError(
+                    'structs of a type union must all be tagged, each by its own tag:'
+                    f' `{spec}` is not supported'
+                )
+            by_tag[config.tag] = self._struct(member)
+            keys.add(config.tag_field)
+        if len(keys) > 1:
+            raise TypeError(
+                f'structs of a type union must have one `tag_field`, not {sorted(keys)}'
+            )
+        (key,) = keys
+        kind = type(next(iter(by_tag)))
+
+        def convert(obj: Any) -> Any:
+            try:
+                made = by_tag[obj[key]]
+            except (KeyError, TypeError):
+                raise _wrong_tag(obj, key, kind) from None
+            return made(obj)
+
+        return convert
+
+    def _struct(self, spec: Any) -> Converter:
+        cls = get_origin(spec) or spec
+        if cls.__module__ != _OWN_MESSAGES:
+            return self._generate(spec)
+        for arg in get_args(spec):
+            self.converter(arg)
+        made: list[Converter] = []
+
+        def convert(obj: Any) -> Any:
+            if not made:
+                made.append(self._generate(spec))
+            return made[0](obj)
+
+        return convert
+
+    def _generate(self, spec: Any) -> Converter:
+        """Compile the function that fills a struct out of a dict."""
+        cls = get_origin(spec) or spec
+        config, types = cls.__struct_config__, field_types(spec)
+        scope: dict[str, Any] = {
+            '_cls': cls,
+            '_new': cls.__new__,
+            '_missing': _missing,
+            '_check_keys': _check_keys,
+            '_check_tag': _check_tag,
+            'Mismatch': Mismatch,
+            'Raw': Raw,
+            'nothing': NODEFAULT,
+        }
+        body: list[str] = []
+        if config.tag is not None:
+            scope['_tag'] = config.tag
+            body.append(f'if obj.get({config.tag_field!r}) != _tag:')
+            body.append(f'    _check_tag(obj, {config.tag_field!r}, _tag)')
+        for i, (name, kind) in enumerate(types.items()):
+            convert = scope[f'_c{i}'] = self.converter(kind)
+            value = f'_c{i}(v)'
+            if convert is _same:
+                value = 'v'
+            elif kind in _LEAVES and kind is not NoneType:
+                value = f'v if type(v) is {kind.__name__} else _c{i}(v)'
+            default = cls.__struct_declared__[name]
+            absent = f'_missing(obj, {name!r})'
+            if type(default) is Field:
+                scope[f'_d{i}'] = default.default_factory
+                absent = f'_d{i}()'
+            elif default is not NODEFAULT:
+                scope[f'_d{i}'], absent = default, f'_d{i}'
+            store = f'new.{name} = '
+            if config.frozen:
+                scope[f'_s{i}'], store = getattr(cls, name).__set__, f'_s{i}'
+            body += [
+                f'v = obj.get({name!r}, nothing)',
+                'if v is nothing:',
+                '    at = None',
+                f'    {_stored(store, absent)}',
+                'else:',
+                f'    at = {name!r}',
+                f'    {_stored(store, value)}',
+            ]
+        body.append(f'if len(obj) > {len(types) + (config.tag is not None)}:')
+        body += ['    at = None', '    _check_keys(obj)']
+        lines = '\n'.join(f'        {line}' for line in body)
+        after = ''
+        if hasattr(cls, '__post_init__'):
+            after = (
+                '    try:\n'
+                '        new.__post_init__()\n'
+                '    except (TypeError, ValueError) as err:\n'
+                '        raise Mismatch(str(err)) from err\n'
+            )
+        source = (
+            'def convert(obj):\n'
+            '    new = _new(_cls)\n'
+            '    at = None\n'
+            '    try:\n'
+            f'{lines}\n'
+            '    except Mismatch as err:\n'
+            '        if at is not None: err.path.append("." + at)\n'
+            '        raise\n'
+            f'{after}'
+            '    return new\n'
+        )
+        exec(source, scope)  # of our own making: names of fields are identifiers
+        made: Converter = scope['convert']
+        return made
+
+
+def _stored(store: str, value: str) -> str:
+    return f'{store}{value}' if store.endswith('= ') else f'{store}(new, {value})'
+
+
+def _missing(obj: dict[Any, Any], name: str) -> Any:
+    _check_keys(obj)
+    raise Mismatch(f'Object missing required field `{name}`')
+
+
+def _check_keys(obj: dict[Any, Any]) -> None:
+    for key in obj:
+        if type(key) is not str:
+            err = Mismatch(f'Expected `str`, got `{_name(key)}`')
+            err.path.append('key')
+            raise err
+
+
+def _check_tag(obj: dict[Any, Any], key: str, tag: str | int) -> None:
+    """Refuse another tag; a lone struct needs none."""
+    if key in obj:
+        raise _wrong_tag(obj, key, type(tag))
+
+
+def _wrong_tag(obj: dict[Any, Any], key: str, kind: type) -> Mismatch:
+    if key not in obj:
+        _check_keys(obj)
+        return Mismatch(f'Object missing required field `{key}`')
+    tag = obj[key]
+    wrong = Mismatch(f'Invalid value {tag!r}')
+    if type(tag) is not kind:
+        got = 'null' if tag is None else _name(tag)
+        wrong = Mismatch(f'Expected `{_NAMES[kind]}`, got `{got}`')
+    wrong.path.append(f'.{key}')
+    return wrong
 
 
 def freeze(value: Any) -> Any:
