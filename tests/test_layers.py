@@ -286,12 +286,13 @@ def test_imports_inside_functions_are_known():
 
 
 def test_only_the_wire_layer_knows_its_serializer():
-    """No module outside `tractor/msg/` imports `msgspec`, not even for types."""
+    """No module outside `tractor/msg/` imports it or its stand-in, even for types."""
     found = [
         f'{module}:{each.line}'
         for module, path in modules().items()
         for each in imports_of(path)
-        if each.target.partition('.')[0] == 'msgspec' and not module.startswith('msg/')
+        if each.target.partition('.')[0] in ('msgpack', 'msgspec')
+        if not module.startswith('msg/')
     ]
     assert not found, lines(found)
 
