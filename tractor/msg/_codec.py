@@ -255,7 +255,7 @@ class MsgCodec(Struct):
             TypeError: No way to encode this type; the remedy is an `enc_hook`.
         """
         if HAS_MSGSPEC:
-            return decode_any(self._enc.encode(msg))
+            return _any_decoder.decode(self._enc.encode(msg))
         enc: Any = self._enc
         return enc.to_builtins(msg)
 
