@@ -1,9 +1,13 @@
 """
-One sub-interpreter that runs one actor: its start and its end.
+One sub-interpreter that runs one actor: its start, its end, and what if it has none.
 
 A thread of the parent drives it: creates the interpreter, runs `_interp_main` in it,
-destroys it.  `Interp` is the handle, with what a process handle has.  What the inside
-has to say at its end comes over the control line, a socketpair.
+destroys it.  `Interp` is the handle, with what a process handle has: `poll()`,
+`wait()`, `terminate()`, `kill()`.  Nothing can interrupt a running interpreter from
+outside, so the last two send an order over the control line, a socketpair, to a thread
+inside of it, which breaks into its Python code.  Code that is stuck in C cannot be
+reached: such an interpreter is *quarantined*.  It is cut off, everybody who waits for
+it is woken, and it is counted until its thread comes back after all.
 
 The thread is a daemon, since the process has to be able to end without it.  While an
 interpreter lives, `os.fork()` is refused: the child would crash (cpython#139759).
@@ -13,12 +17,16 @@ Needs CPython 3.14 and its private `_interpreters`, since the public
 
 from __future__ import annotations
 
+import atexit
 import marshal
 import os
+import select
+import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import _interpreters  # type: ignore[import-not-found]
@@ -31,7 +39,13 @@ log = get_logger()
 
 Gil = Literal['own', 'shared']
 
+BREAK: Final = b'b'  # order: break into whatever Python code runs
+REPORT: Final = b'r'  # order: give up, tell the stack and close what can be closed
 MAX_MESSAGE: Final = 64 * 1024  # bytes on the control line
+
+BREAK_TIME: Final = 1.5  # seconds to get out, from when the order has arrived
+DEAF_TIME: Final = 5.0  # seconds for it to arrive; longer is a GIL that C code holds
+REPORT_TIME: Final = 0.5  # seconds for the inside to tell where it is stuck
 
 # The order is written into it: an object that one interpreter shares with another has
 # to be freed by the one, while the other runs.
@@ -49,9 +63,13 @@ _interp_main.main(order)
 # interpreter: not beside a main thread that uses it.
 _HIDE: Final = "sys.modules['msgspec'] = None"
 _SHOW: Final = "del sys.modules['msgspec']"
+_NO_STACK: Final = (
+    'its stack cannot be told: the code it is stuck in does not let go of the GIL'
+)
 
 _creating: Final = threading.Lock()  # one at a time, 7 ms each
 _live: Final[set[Interp]] = set()
+_quarantined: Final[set[Interp]] = set()
 _guard_state: Final[set[str]] = set()
 
 
@@ -63,6 +81,7 @@ class Interp:
         name: The actor's.
         order: What `_interp_main` is told; anything that Python can write as a literal.
         gil: Whether it has a GIL of its own.
+        link: The parent's end of the link; cut when the interpreter is given up.
         childs: The child's end, which the interpreter owns from its start.
 
     Attributes:
@@ -70,6 +89,7 @@ class Interp:
         id: Number of the interpreter, never used twice; `None` before it exists.
         refusal: `(module served, module that refused, for any interpreter)` if a
             module cannot be loaded in it.
+        stuck: Where its thread is stuck, if it was given up.
     """
 
     def __init__(
@@ -77,6 +97,7 @@ class Interp:
         name: str,
         order: dict[str, Any],
         gil: Gil,
+        link: socket.socket,
         childs: socket.socket,
     ) -> None:
         self.pid = os.getpid()
@@ -84,7 +105,9 @@ class Interp:
         self.name = name
         self.gil = gil
         self.refusal: tuple[str, str, bool] | None = None
+        self.stuck: str | None = None
         self._order = order
+        self._link = link
         self._line, self._childs_line = socket.socketpair(
             socket.AF_UNIX, socket.SOCK_SEQPACKET
         )
@@ -93,8 +116,12 @@ class Interp:
         self._inodes = [os.fstat(s.fileno()).st_ino for s in self._given]
         self._status: int | None = None
         self._told: int | None = None
+        self._told_stack: str | None = None
         self._undestroyable = False
+        self._first_order: float | None = None
+        self._arrived: float | None = None
         self._lock = threading.RLock()
+        self._over = threading.Event()
         self._done = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.Thread(
@@ -119,10 +146,24 @@ class Interp:
         return self._status
 
     async def wait(self) -> int | None:
-        """Wait until the interpreter is destroyed."""
+        """Wait until the interpreter is destroyed, or given up."""
         await self._done.wait()
-        self._thread.join()
+        if self.stuck is None:
+            self._thread.join()
         return self._status
+
+    def terminate(self) -> None:
+        """Break into its Python code until it is out; returns at once."""
+        if self._first_order is None:
+            self._first_order = time.monotonic()
+        self._send(BREAK)
+
+    def kill(self) -> None:
+        """Give it up unless it gets out in time; returns at once."""
+        self.terminate()
+        threading.Thread(
+            target=self._give_up, name=f'tractor-subint-stop {self.name}', daemon=True
+        ).start()
 
     def join(self, seconds: float) -> bool:
         """Block until it is destroyed; return whether it was in time."""
@@ -160,9 +201,15 @@ class Interp:
         for fd, inode in zip(self._given_fds, self._inodes, strict=True):
             _close_if_still(fd, inode)
         with self._lock:
+            if self._undestroyable:
+                _quarantine(self)
+            else:
+                _quarantined.discard(self)
             _live.discard(self)
             self._line.close()
-            self._finish(status)
+            self._over.set()
+            if self.stuck is None:
+                self._finish(status)
 
     def _finish(self, status: int) -> None:
         self._status = status
@@ -172,6 +219,15 @@ class Interp:
             log.runtime('%r outlived the trio run that had started it', self)
 
     # -- the control line -------------------------------------------------------------
+
+    def _send(self, order: bytes) -> None:
+        with self._lock:
+            if self._line.fileno() == -1:
+                return
+            try:
+                self._line.send(order, socket.MSG_DONTWAIT)
+            except OSError as err:  # its end is closed: it is on its way out
+                log.runtime('%r takes no more orders: %s', self, err)
 
     def _read_line(self) -> None:
         """Take what the inside has told so far."""
@@ -192,6 +248,48 @@ class Interp:
             case 'refused':
                 served, refused, by_any = told
                 self.refusal = served, refused, by_any
+            case 'breaking':
+                self._arrived = time.monotonic()
+            case 'stuck':
+                self._told_stack = told[0]
+
+    # -- giving it up -----------------------------------------------------------------
+
+    def _give_up(self) -> None:
+        """Wait for the orders to help; if they do not, cut the interpreter off."""
+        assert self._first_order is not None
+        self._listen(self._first_order + DEAF_TIME, lambda: self._arrived is not None)
+        if self._over.wait(
+            max((self._arrived or 0) + BREAK_TIME - time.monotonic(), 0)
+        ):
+            return
+        self._send(REPORT)
+        self._listen(
+            time.monotonic() + REPORT_TIME, lambda: self._told_stack is not None
+        )
+        with self._lock:
+            if self._over.is_set():
+                return
+            self.stuck = self._told_stack or _NO_STACK
+            _quarantine(self)
+            try:
+                self._link.shutdown(socket.SHUT_RDWR)
+            except OSError as err:
+                log.runtime('the link to %r is closed already: %s', self, err)
+            self._finish(-signal.SIGKILL)
+
+    def _listen(self, end: float, is_told: Callable[[], bool]) -> None:
+        """Read the line until something was told, it is over, or it is too late."""
+        while True:
+            self._read_line()
+            left = end - time.monotonic()
+            with self._lock:
+                fd = self._line.fileno()
+            if is_told() or self._over.is_set() or left <= 0 or fd == -1:
+                return
+            line = select.poll()  # `select()` has a limit of 1024 descriptors
+            line.register(fd, select.POLLIN)
+            line.poll(left * 1000)
 
 
 def _create(gil: Gil) -> int:
@@ -214,9 +312,40 @@ def _close_if_still(fd: int, inode: int) -> None:
         return
 
 
+def quarantined() -> list[str]:
+    """Return the names of actors whose interpreters were given up and still run."""
+    return sorted(interp.name for interp in _quarantined)
+
+
+def is_main_interpreter() -> bool:
+    """Tell whether this code runs in the interpreter that the process began with."""
+    return bool(_interpreters.get_current()[0] == _interpreters.get_main()[0])
+
+
+def _quarantine(interp: Interp) -> None:
+    _quarantined.add(interp)
+    if is_main_interpreter() and 'exit' not in _guard_state:
+        _guard_state.add('exit')
+        atexit.register(_leave_with_report)
+
+
+def _leave_with_report() -> None:
+    """End the process although a thread is stuck; finalization could wait for it."""
+    if not _quarantined:
+        return
+    atexit.unregister(_leave_with_report)
+    atexit._run_exitfuncs()
+    names = ', '.join(map(repr, quarantined()))
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os.write(2, f'tractor: actors that could not be stopped: {names}\n'.encode())
+    os._exit(1)
+
+
 def end_all(seconds: float) -> bool:
     """
-    Wait for the interpreters that this one has started; blocks.
+    End the interpreters that this one has started; blocks.
 
     Args:
         seconds: For all of them together.
@@ -224,8 +353,10 @@ def end_all(seconds: float) -> bool:
         Whether all are destroyed.
     """
     end = time.monotonic() + seconds
+    for interp in list(_live):
+        interp.terminate()
     left = [i for i in list(_live) if not i.join(max(end - time.monotonic(), 0))]
-    return not left
+    return not left and not _quarantined
 
 
 def _refuse_forks() -> None:
