@@ -41,6 +41,15 @@ QUICK: Final = (
     'tests/trees/test_cancellation.py',
     'tests/trees/test_context_outcomes.py',
 )
+# Prints why the interpreter it runs on lacks a backend, nothing if it has it.
+PROBE: Final = """
+import sys
+from tractor.spawn._spawn import try_set_start_method
+try:
+    try_set_start_method(sys.argv[1])
+except RuntimeError as err:
+    print('LACKS', *str(err).split())
+"""
 # A proof is one long test; its limit is there for a hang only.
 PROOF_SECONDS: Final = 3600
 
@@ -134,6 +143,30 @@ def run_pytest(
     return True
 
 
+def why_lacking(session: nox.Session, backend: str) -> str | None:
+    """Ask the session's own interpreter why it lacks a backend; `None`: it has it."""
+    command = ('python', '-c', PROBE, backend)
+    said = str(session.run(*command, silent=True, log=False))
+    for line in said.splitlines():
+        if line.startswith('LACKS '):
+            return line.removeprefix('LACKS ')
+    return None
+
+
+def backends_of(session: nox.Session) -> list[str]:
+    """Return the backends that the session's interpreter has; name the others."""
+    found = []
+    for backend in load_backends():
+        reason = why_lacking(session, backend)
+        if reason is None:
+            found.append(backend)
+        else:
+            session.log(f'{session.name} {backend:<16} SKIPPED  {reason}')
+    if not found:
+        session.error('this interpreter has no backend at all; see above')
+    return found
+
+
 def finish(session: nox.Session, results: dict[str, tuple[bool, float]]) -> None:
     """Print one line for each run, and fail the session if one of them failed."""
     for name, (passed, seconds) in results.items():
@@ -164,9 +197,8 @@ def tests(session: nox.Session) -> None:
     quick, arguments = split(session, '--quick')
     if quick:
         arguments += QUICK
-    backends = load_backends()
-    if any(argument.startswith('--spawn-backend') for argument in arguments):
-        backends = []
+    asked = any(argument.startswith('--spawn-backend') for argument in arguments)
+    backends = [] if asked else backends_of(session)
     results = {}
     for backend in backends or ['as asked']:
         option = [f'--spawn-backend={backend}'] if backends else []
