@@ -39,6 +39,8 @@ DEFERRED: Final = {
         'spawn/_forkserver_override',
     ): 'only with that backend',
     ('spawn/_reap', 'discovery/_addr'): 'only for a child that was killed',
+    ('spawn/_subint', 'ipc/_link'): 'only where there are sub-interpreters',
+    ('spawn/_subint', 'spawn/_interp'): 'only where there are sub-interpreters',
     ('spawn/_mp', 'spawn/_entry'): 'in the child, which is not here',
     ('spawn/_mp', 'spawn/_forkserver_override'): 'only with that backend',
     ('spawn/_spawn', 'spawn/_forkserver_override'): 'only with that backend',

@@ -99,6 +99,9 @@ async def _meet_parent(actor: Actor, parent_addr: Any) -> SpawnSpec:
             f'{rtvars["_is_infected_aio"]}, this process was started otherwise'
         )
     rtvars['_is_root'] = False
+    _state.inherit_backend(
+        rtvars.pop('_start_method', None), rtvars.pop('_subint_gil', None)
+    )
     _state.set_runtime_vars(rtvars)
     actor._registry_addrs = [wrap_address(addr) for addr in spec.reg_addrs]
     actor.enable_modules = spec.enable_modules
