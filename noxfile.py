@@ -14,6 +14,7 @@ import ast
 import hashlib
 import importlib.util
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -30,7 +31,13 @@ OPEN_WKT: Final = 'ai/skills/open-wkt/open_wkt.py'
 TEST_SECONDS: Final = 120
 
 # Rounds of the long proofs: in full before a release, and with `-- --short`.
-PROOF_ROUNDS: Final = {'chaos': (200, 5), 'soak': (500, 25), 'fuzz': (100_000, 500)}
+PROOF_ROUNDS: Final = {
+    'chaos': (200, 5),
+    'soak': (500, 25),
+    'fuzz': (100_000, 500),
+    'subint': (500, 25),
+    'interrupts': (200, 10),
+}
 # The same for the whole suite in a row, where the suite is one round.
 SUITE_ROUNDS: Final = (20, 1)  # in full, in short
 # What a change of the spawn layer can break first: `tests -- --quick`.
@@ -82,6 +89,12 @@ def load_backends() -> list[str]:
 
 
 PYTHONS: Final = load_pythons()
+# The first version with what the backend of sub-interpreters needs.
+SUBINT_PYTHON: Final = '3.14'
+# A job that does more there: the Python that runs nox, and that one.
+BOTH_PYTHONS: Final = list(
+    dict.fromkeys(('{}.{}'.format(*sys.version_info), SUBINT_PYTHON))
+)
 
 nox.options.default_venv_backend = 'uv'
 nox.options.download_python = 'never'
@@ -183,11 +196,19 @@ def split(session: nox.Session, flag: str = '--short') -> tuple[bool, list[str]]
     return len(others) < len(session.posargs), others
 
 
-@nox.session
+@nox.session(python=BOTH_PYTHONS)
 def demo(session: nox.Session) -> None:
-    """Run the main example: a census of Python source over a cluster of actors."""
+    """Run the main example, a census of Python source, once: on 3.14 if it is there."""
+    backends = []
+    if session.python == SUBINT_PYTHON:
+        if not any(argument.startswith('--backend') for argument in session.posargs):
+            backends = ['--backend=trio,subint']
+    elif shutil.which(f'python{SUBINT_PYTHON}'):
+        session.skip(f'it runs on Python {SUBINT_PYTHON}, where it has more to show')
+    else:
+        session.log(f'without subint: Python {SUBINT_PYTHON} is missing')
     prepare(session, '--editable=.')
-    session.run('python', 'examples/census.py', *session.posargs)
+    session.run('python', 'examples/census.py', *backends, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -235,11 +256,13 @@ def types(session: nox.Session) -> None:
     session.run('mypy', '--strict', *(session.posargs or ['tractor']))
 
 
-@nox.session
+@nox.session(python=BOTH_PYTHONS)
 def bench(session: nox.Session) -> None:
-    """Measure against trio and msgspec alone, and compare with the budgets."""
+    """Measure, and compare with the budgets; on 3.14 what sub-interpreters cost."""
     prepare_tests(session)
-    session.run('python', 'bench/run.py', *session.posargs)
+    # The base rows stay on one interpreter, so that they compare with earlier ones.
+    rows = 'all' if session.python == BOTH_PYTHONS[0] else 'subint'
+    session.run('python', 'bench/run.py', f'--rows={rows}', *session.posargs)
 
 
 def prove(session: nox.Session, name: str) -> None:
@@ -274,6 +297,18 @@ def soak(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Feed the protocol what no peer should send; `-- --short` for a short form."""
     prove(session, 'fuzz')
+
+
+@nox.session(python=SUBINT_PYTHON)
+def subint(session: nox.Session) -> None:
+    """Start, reap and crash sub-interpreters; `-- --short` for a short form."""
+    prove(session, 'subint')
+
+
+@nox.session(python=SUBINT_PYTHON)
+def interrupts(session: nox.Session) -> None:
+    """Press Ctrl-C at any moment of a program; `-- --short` for a short form."""
+    prove(session, 'interrupts')
 
 
 @nox.session(python=PYTHONS)
