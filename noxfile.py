@@ -340,7 +340,7 @@ for _phase in ('phase_a', 'phase_b', 'phase_c'):
     nox.session(verify_phase, name=_phase, python=False)
 
 
-@nox.session
+@nox.session(python=PYTHONS[-1])  # some modules cannot be imported on an older one
 def queue(session: nox.Session) -> None:
     """Check the patch queue: each patch applies and passes, and is what landed."""
     prepare_tests(session)  # what the modules of `_testing` import is in there
