@@ -14,6 +14,7 @@ import ast
 import hashlib
 import importlib.util
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -30,7 +31,13 @@ OPEN_WKT: Final = 'ai/skills/open-wkt/open_wkt.py'
 TEST_SECONDS: Final = 120
 
 # Rounds of the long proofs: in full before a release, and with `-- --short`.
-PROOF_ROUNDS: Final = {'chaos': (200, 5), 'soak': (500, 25), 'fuzz': (100_000, 500)}
+PROOF_ROUNDS: Final = {
+    'chaos': (200, 5),
+    'soak': (500, 25),
+    'fuzz': (100_000, 500),
+    'subint': (500, 25),
+    'interrupts': (200, 10),
+}
 # The same for the whole suite in a row, where the suite is one round.
 SUITE_ROUNDS: Final = (20, 1)  # in full, in short
 # What a change of the spawn layer can break first: `tests -- --quick`.
@@ -41,6 +48,15 @@ QUICK: Final = (
     'tests/trees/test_cancellation.py',
     'tests/trees/test_context_outcomes.py',
 )
+# Prints why the interpreter it runs on lacks a backend, nothing if it has it.
+PROBE: Final = """
+import sys
+from tractor.spawn._spawn import try_set_start_method
+try:
+    try_set_start_method(sys.argv[1])
+except RuntimeError as err:
+    print('LACKS', *str(err).split())
+"""
 # A proof is one long test; its limit is there for a hang only.
 PROOF_SECONDS: Final = 3600
 
@@ -73,6 +89,12 @@ def load_backends() -> list[str]:
 
 
 PYTHONS: Final = load_pythons()
+# The first version with what the backend of sub-interpreters needs.
+SUBINT_PYTHON: Final = '3.14'
+# A job that does more there: the Python that runs nox, and that one.
+BOTH_PYTHONS: Final = list(
+    dict.fromkeys(('{}.{}'.format(*sys.version_info), SUBINT_PYTHON))
+)
 
 nox.options.default_venv_backend = 'uv'
 nox.options.download_python = 'never'
@@ -134,6 +156,30 @@ def run_pytest(
     return True
 
 
+def why_lacking(session: nox.Session, backend: str) -> str | None:
+    """Ask the session's own interpreter why it lacks a backend; `None`: it has it."""
+    command = ('python', '-c', PROBE, backend)
+    said = str(session.run(*command, silent=True, log=False))
+    for line in said.splitlines():
+        if line.startswith('LACKS '):
+            return line.removeprefix('LACKS ')
+    return None
+
+
+def backends_of(session: nox.Session) -> list[str]:
+    """Return the backends that the session's interpreter has; name the others."""
+    found = []
+    for backend in load_backends():
+        reason = why_lacking(session, backend)
+        if reason is None:
+            found.append(backend)
+        else:
+            session.log(f'{session.name} {backend:<16} SKIPPED  {reason}')
+    if not found:
+        session.error('this interpreter has no backend at all; see above')
+    return found
+
+
 def finish(session: nox.Session, results: dict[str, tuple[bool, float]]) -> None:
     """Print one line for each run, and fail the session if one of them failed."""
     for name, (passed, seconds) in results.items():
@@ -150,11 +196,19 @@ def split(session: nox.Session, flag: str = '--short') -> tuple[bool, list[str]]
     return len(others) < len(session.posargs), others
 
 
-@nox.session
+@nox.session(python=BOTH_PYTHONS)
 def demo(session: nox.Session) -> None:
-    """Run the main example: a census of Python source over a cluster of actors."""
+    """Run the main example, a census of Python source, once: on 3.14 if it is there."""
+    backends = []
+    if session.python == SUBINT_PYTHON:
+        if not any(argument.startswith('--backend') for argument in session.posargs):
+            backends = ['--backend=trio,subint']
+    elif shutil.which(f'python{SUBINT_PYTHON}'):
+        session.skip(f'it runs on Python {SUBINT_PYTHON}, where it has more to show')
+    else:
+        session.log(f'without subint: Python {SUBINT_PYTHON} is missing')
     prepare(session, '--editable=.')
-    session.run('python', 'examples/census.py', *session.posargs)
+    session.run('python', 'examples/census.py', *backends, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -164,9 +218,8 @@ def tests(session: nox.Session) -> None:
     quick, arguments = split(session, '--quick')
     if quick:
         arguments += QUICK
-    backends = load_backends()
-    if any(argument.startswith('--spawn-backend') for argument in arguments):
-        backends = []
+    asked = any(argument.startswith('--spawn-backend') for argument in arguments)
+    backends = [] if asked else backends_of(session)
     results = {}
     for backend in backends or ['as asked']:
         option = [f'--spawn-backend={backend}'] if backends else []
@@ -203,11 +256,13 @@ def types(session: nox.Session) -> None:
     session.run('mypy', '--strict', *(session.posargs or ['tractor']))
 
 
-@nox.session
+@nox.session(python=BOTH_PYTHONS)
 def bench(session: nox.Session) -> None:
-    """Measure against trio and msgspec alone, and compare with the budgets."""
+    """Measure, and compare with the budgets; on 3.14 what sub-interpreters cost."""
     prepare_tests(session)
-    session.run('python', 'bench/run.py', *session.posargs)
+    # The base rows stay on one interpreter, so that they compare with earlier ones.
+    rows = 'all' if session.python == BOTH_PYTHONS[0] else 'subint'
+    session.run('python', 'bench/run.py', f'--rows={rows}', *session.posargs)
 
 
 def prove(session: nox.Session, name: str) -> None:
@@ -244,6 +299,18 @@ def fuzz(session: nox.Session) -> None:
     prove(session, 'fuzz')
 
 
+@nox.session(python=SUBINT_PYTHON)
+def subint(session: nox.Session) -> None:
+    """Start, reap and crash sub-interpreters; `-- --short` for a short form."""
+    prove(session, 'subint')
+
+
+@nox.session(python=SUBINT_PYTHON)
+def interrupts(session: nox.Session) -> None:
+    """Press Ctrl-C at any moment of a program; `-- --short` for a short form."""
+    prove(session, 'interrupts')
+
+
 @nox.session(python=PYTHONS)
 def twenty(session: nox.Session) -> None:
     """Run the suite twenty times in a row; `-- --short` for once."""
@@ -273,7 +340,7 @@ for _phase in ('phase_a', 'phase_b', 'phase_c'):
     nox.session(verify_phase, name=_phase, python=False)
 
 
-@nox.session
+@nox.session(python=PYTHONS[-1])  # some modules cannot be imported on an older one
 def queue(session: nox.Session) -> None:
     """Check the patch queue: each patch applies and passes, and is what landed."""
     prepare_tests(session)  # what the modules of `_testing` import is in there

@@ -8,6 +8,9 @@ functions, the files that do not parse, and how much faster it was than one acto
 
     python examples/census.py [--backend KEY] [--actors N] [--transport KEY] [PATH]
 
+With more than one backend, as in `--backend trio,subint`, they count one after the
+other, and a table compares them.
+
 Streams have no back-pressure: a sender must not run ahead of its reader.  Each actor
 therefore gets a window of files; every result that comes back pays for one more.
 
@@ -231,24 +234,77 @@ async def count(
     return perf_counter() - start
 
 
-async def take(args: Any, directory: str, census: Census, registry: Any) -> list[str]:
-    """Boot the cluster and count; return the lines about time."""
+class Timing:
+    """
+    How long one backend took.
+
+    Attributes:
+        started, counted: Seconds for the cluster to come up, and to count.
+        speed: Bytes per second of all actors.
+        single: The same of one of them alone; `None` if there was only one.
+        lines: The same in words.
+    """
+
+    def __init__(self, backend: str, started: float, counted: float) -> None:
+        self.backend, self.started, self.counted = backend, started, counted
+        self.speed = 0.0
+        self.single: float | None = None
+        self.lines: list[str] = []
+
+    def columns(self) -> list[str]:
+        """Return its row of the table that compares backends."""
+        gain = '-' if self.single is None else f'{self.speed / self.single:.2f}'
+        return [
+            self.backend,
+            f'{self.started:.2f} s',
+            f'{self.counted:.2f} s',
+            f'{self.speed / 1e6:.2f} MB/s',
+            gain,
+        ]
+
+
+def compare(timings: Sequence[Timing]) -> list[str]:
+    """Return a table of several backends, and each one's ratio to the first."""
+    head = ['backend', 'started in', 'counted in', 'together', 'speed-up']
+    rows = [head, *(timing.columns() for timing in timings)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        '  '.join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    first, *others = timings
+    return lines + [
+        f'{other.backend} against {first.backend}: started in '
+        f'{other.started / first.started:.2f} x the time, counted in '
+        f'{other.counted / first.counted:.2f} x the time'
+        for other in others
+    ]
+
+
+async def take(
+    args: Any, backend: str, directory: str, census: Census, registry: Any
+) -> Timing:
+    """Boot the cluster and count; return how long that took."""
     begin = perf_counter()
     async with tractor.open_actor_cluster(
         modules=[__name__],
         count=args.actors,
-        start_method=args.backend,
+        start_method=backend,
         enable_transports=[args.transport],
         registry_addrs=[registry],
     ) as cluster:
         portals = list(cluster.values())
         booted = perf_counter() - begin
         seconds = await count(portals, directory, census, 'counting')
-        speed = census.bytes / seconds
-        lines = [
-            f'{args.actors} actors ({args.backend}, {args.transport}): started in '
+        timing = Timing(backend, booted, seconds)
+        timing.speed = speed = census.bytes / seconds
+        timing.lines.append(
+            f'{args.actors} actors ({backend}, {args.transport}): started in '
             f'{booted:.2f} s, counted in {seconds:.2f} s, {speed / 1e6:.2f} MB/s'
-        ]
+        )
         if args.actors > 1:
             files = sorted(census.sizes.items(), key=lambda item: item[1])
             part = files if len(files) <= SAMPLE_ALL else files[::SAMPLE]
@@ -256,16 +312,17 @@ async def take(args: Any, directory: str, census: Census, registry: Any) -> list
             single = sample.total / await count(
                 portals[:1], directory, sample, 'one actor'
             )
+            timing.single = single
             share = (
                 f'all {len(part)} files'
                 if part is files
                 else (f'a sample of {len(part)} files, every {SAMPLE}th by size')
             )
-            lines.append(
+            timing.lines.append(
                 f'one of these actors alone, timed on {share}: {single / 1e6:.2f} '
                 f'MB/s; speed-up {speed / single:.2f}'
             )
-    return lines
+    return timing
 
 
 def sources_of(directory: Path, own_only: bool) -> list[Source]:
@@ -311,7 +368,9 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description='Count a tree of Python source.')
     parser.add_argument('path', nargs='?', metavar='PATH', help='default: the stdlib')
-    parser.add_argument('--backend', default='trio', metavar='KEY')
+    parser.add_argument(
+        '--backend', action='append', metavar='KEY', help='trio; more with commas'
+    )
     parser.add_argument('--actors', type=int, default=os.cpu_count() or 1, metavar='N')
     parser.add_argument('--transport', choices=['tcp', 'uds'], default='uds')
     args = parser.parse_args()
@@ -321,21 +380,31 @@ def main() -> int:
     if not directory.is_dir():
         parser.error(f'not a directory: {directory}')
 
+    backends = ','.join(args.backend or ['trio']).split(',')
+
     census = Census(())
-    timing = ['interrupted: this is what was counted so far']
+    timings = []
+    closing = ['interrupted: this is what was counted so far']
     status = 130
     try:
-        census = Census(sources_of(directory, own_only=args.path is None))
-        print(f'{len(census.sizes)} files below {directory}', flush=True)
-        with tempfile.TemporaryDirectory(prefix='census') as scratch:
-            registry = private_registry(args.transport, scratch)
-            timing = trio.run(take, args, str(directory), census, registry)
+        sources = sources_of(directory, own_only=args.path is None)
+        print(f'{len(sources)} files below {directory}', flush=True)
+        for backend in backends:
+            census = Census(sources)
+            with tempfile.TemporaryDirectory(prefix='census') as scratch:
+                registry = private_registry(args.transport, scratch)
+                timings.append(
+                    trio.run(take, args, backend, str(directory), census, registry)
+                )
+        closing = compare(timings) if len(timings) > 1 else []
         status = 0
     except BaseException as err:
         if not is_interrupt(err):
             raise
     print(f'\n{census.report()}\n')
-    print('\n'.join(timing))
+    for timing in timings:
+        print('\n'.join(timing.lines))
+    print('\n'.join(closing), end='\n' if closing else '')
     return status
 
 

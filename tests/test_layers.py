@@ -39,6 +39,8 @@ DEFERRED: Final = {
         'spawn/_forkserver_override',
     ): 'only with that backend',
     ('spawn/_reap', 'discovery/_addr'): 'only for a child that was killed',
+    ('spawn/_subint', 'ipc/_link'): 'only where there are sub-interpreters',
+    ('spawn/_subint', 'spawn/_interp'): 'only where there are sub-interpreters',
     ('spawn/_mp', 'spawn/_entry'): 'in the child, which is not here',
     ('spawn/_mp', 'spawn/_forkserver_override'): 'only with that backend',
     ('spawn/_spawn', 'spawn/_forkserver_override'): 'only with that backend',
@@ -286,12 +288,13 @@ def test_imports_inside_functions_are_known():
 
 
 def test_only_the_wire_layer_knows_its_serializer():
-    """No module outside `tractor/msg/` imports `msgspec`, not even for types."""
+    """No module outside `tractor/msg/` imports it or its stand-in, even for types."""
     found = [
         f'{module}:{each.line}'
         for module, path in modules().items()
         for each in imports_of(path)
-        if each.target.partition('.')[0] == 'msgspec' and not module.startswith('msg/')
+        if each.target.partition('.')[0] in ('msgpack', 'msgspec')
+        if not module.startswith('msg/')
     ]
     assert not found, lines(found)
 

@@ -168,7 +168,8 @@ def test_at_least_level(records):
 def test_unknown_level_names_the_known_ones(records):
     """A level that does not exist is a `ValueError` that lists the others."""
     adapter, _ = records
-    with pytest.raises(ValueError, match=r"'loud'.*transport, debug, runtime"):
+    # Other libraries, such as nox, add levels of their own between these.
+    with pytest.raises(ValueError, match=r"'loud'.*transport,.* debug, runtime"):
         adapter.at_least_level('loud')
 
 

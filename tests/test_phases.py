@@ -49,6 +49,9 @@ name = "tractor"
 version = "1"
 requires-python = ">={HERE},<3.{sys.version_info.minor + 1}"
 
+[tool.ruff]
+target-version = "py312"
+
 [tool.ruff.lint]
 select = ["F"]
 

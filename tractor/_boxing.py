@@ -8,6 +8,7 @@ rule of what each hop keeps is `_protocol.relay`; here are only the conversions.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -191,9 +192,10 @@ def _mk_recv_mte(
     frame: bytes,
     codec: MsgCodec,
     src_validation_error: ValidationError,
+    decode: Callable[[bytes], Any] = decode_any,
 ) -> MsgTypeError:
     """Return the error for a received frame that is none of the known messages."""
-    as_dict = decode_any(frame)
+    as_dict = decode(frame)
     if not isinstance(as_dict, dict):
         as_dict = {'frame': as_dict}
     mte = MsgTypeError(

@@ -29,7 +29,7 @@ from ._protocol.inbox import Fate
 from ._protocol.verdict import Outcome, canceller_of, interrupts_body, is_own_ack
 from ._streaming import MsgStream, open_stream_from_ctx
 from .log import get_logger
-from .msg._codec import Raw, current_codec
+from .msg._codec import current_codec
 from .msg._ops import PldRx, drain_to_final_msg, validate_payload_msg
 from .msg.types import Error, Return, StartAck, Started, Stop, Yield
 from .runtime._state import current_actor
@@ -383,7 +383,7 @@ class Context:
             raise RuntimeError('only the child side of a context calls `.started()`')
         if self._started_called:
             raise RuntimeError(f'called .started() twice on context {self.cid}')
-        pld = Raw(current_codec().encode(value))
+        pld = current_codec().raw(value)
         msg: Started[Any] = Started(cid=self.cid, pld=pld)
         if validate_pld_spec and (
             strict_pld_parity or self._pld_rx._pld_dec.spec is not Any

@@ -59,6 +59,7 @@ async def open_root_actor(
     ensure_registry: bool = False,
     hide_tb: bool = True,
     debug_filter: Callable[[BaseException], bool] = _is_crash,
+    subint_gil: str | None = None,
 ) -> AsyncIterator[Actor]:
     """
     Run an actor runtime in this process while the block is open.
@@ -80,12 +81,15 @@ async def open_root_actor(
         ensure_registry: Fail unless this root becomes the registrar.
         debug_mode, maybe_enable_greenback, enable_stack_on_sig: Not in this release.
         debug_filter: Tells which errors a debugger would show.
+        subint_gil: Which GIL children in sub-interpreters get by default in this tree:
+            `'own'`, `'shared'`, or `'auto'`, its own unless a module refuses that.
     Yields:
         The actor; a `Registrar` if it keeps the registry.
     Raises:
         RuntimeFailure: There is a runtime in this process already, or an option
             cannot work.
-        ValueError: A registry address uses a transport that is not enabled.
+        ValueError: A registry address uses a transport that is not enabled, or there
+            is no such GIL mode.
         RuntimeError: A registry address is held by something else.
         OSError: An address cannot be bound.
     """
@@ -96,7 +100,7 @@ async def open_root_actor(
             'open a nursery in it instead'
         )
     _refuse_missing_features(debug_mode, maybe_enable_greenback, enable_stack_on_sig)
-    with _builtin_breakpoint_blocked():
+    with _gil_mode(subint_gil), _builtin_breakpoint_blocked():
         election = await _elect(
             tpt_bind_addrs,
             registry_addrs,
@@ -245,6 +249,18 @@ async def _report_crash(err: BaseException) -> None:
         log.error(
             'Root actor crashed: %s\n ^^^ raised to its caller ^^^', type(err).__name__
         )
+
+
+@contextmanager
+def _gil_mode(mode: str | None) -> Iterator[None]:
+    """Have sub-interpreter children use that GIL, where none is asked for."""
+    before = _state.subint_gil()
+    if mode is not None:
+        _state.set_subint_gil(mode)
+    try:
+        yield
+    finally:
+        _state.set_subint_gil(before)
 
 
 @contextmanager

@@ -284,6 +284,10 @@ from tractor._testing import _reap, trace
 
 leaked = []
 
+# Until stdin ends, in small steps: CPython 3.14 does not look for a signal that came
+# just before a call that blocks.
+WAIT = 'import select; any(iter(lambda: select.select([0], [], [], .01)[0], [0]))'
+
 def start(code, *args):
     command = [sys.executable, '-c', 'print(1, flush=True);' + code, *args]
     pipe = subprocess.PIPE
@@ -297,7 +301,7 @@ def test_hang():
 
 def test_child(reap_subactors_per_test):
     assert reap_subactors_per_test == os.getpid()
-    start('input()', 'child')
+    start(WAIT, 'child')
 
 def test_child_is_gone():
     assert leaked[-1].wait(5) == -2
@@ -317,8 +321,8 @@ def test_runaway(monkeypatch, detect_runaway_subactors_per_test):
     monkeypatch.setattr(_reap, 'find_runaway_subactors', lambda pid: found)
 
 def test_session():
-    start('input()', 'tractor._child')
-    start('input()', 'something-else')
+    start(WAIT, 'tractor._child')
+    start(WAIT, 'something-else')
 """
 
 
@@ -353,7 +357,7 @@ def test_spinning_children_of_a_test_are_warned_of(leaky_run):
 
 def test_leftover_subactor_is_reaped_after_the_session(leaky_run):
     """A process that looks like an actor does not outlive the run, others do."""
-    sent = re.findall(r'^sent (\w+) to \d+: .*input\(\) (\S+)$', leaky_run.stdout, re.M)
+    sent = re.findall(r'^sent (\w+) to \d+: .*\)\) (\S+)$', leaky_run.stdout, re.M)
     # The first one is that of `test_child`.
     assert sent == [('SIGINT', 'child'), ('SIGINT', 'tractor._child')]
 

@@ -13,19 +13,27 @@ import pytest
 
 from tractor._testing import _procfs, _reap
 
-WAIT = 'import time; print("up", flush=True); time.sleep(60)'
-DEAF = 'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); ' + WAIT
+# In small steps: CPython 3.14 does not look for a signal that came since the last one
+# before it falls asleep.
+WAIT = """
+import time
+print("up", flush=True)
+while True:
+    time.sleep(0.01)
+""".strip()
+DEAF = 'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n' + WAIT
 
 # Starts a child, says its pid and waits; on end of its stdin it leaves the child alone,
 # interrupted it waits for the child's end.
 PARENT = """
-import subprocess, sys
+import select, subprocess, sys
 child = subprocess.Popen([sys.executable, '-c', sys.argv[1], *sys.argv[2:]],
                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 child.stdout.readline()
 try:
     print(child.pid, flush=True)
-    sys.stdin.read()
+    while not select.select([sys.stdin], [], [], 0.01)[0]:
+        pass
 except KeyboardInterrupt:
     child.wait()
 """

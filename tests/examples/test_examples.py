@@ -16,6 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / 'examples'
 LIMIT = 16  # seconds that an example may take
+needs_subint = pytest.mark.skipif(
+    sys.version_info < (3, 14), reason='sub-interpreters need Python 3.14'
+)
 MARK = 'TRACTOR_EXAMPLE_RUN'
 
 # What each small example must say, as patterns that match in this order.
@@ -153,6 +156,7 @@ def tree(tmp_path: Path) -> Path:
         ('trio', 'tcp', 2),
         ('mp_spawn', 'uds', 2),
         ('mp_forkserver', 'uds', 2),
+        pytest.param('subint', 'uds', 2, marks=needs_subint),
     ],
 )
 def test_census_of_a_small_tree(tree, backend, transport, actors):
@@ -179,6 +183,31 @@ def test_census_of_a_small_tree(tree, backend, transport, actors):
             assert psutil.wait_procs(program.alive(), timeout=5)[1] == []
 
 
+@pytest.mark.parametrize(
+    'backends', ['trio,mp_spawn', pytest.param('trio,subint', marks=needs_subint)]
+)
+def test_census_compares_backends(tree, backends):
+    """Both count the same tree; one report, and a line that compares them."""
+    first, second = backends.split(',')
+    with Program(
+        'census.py', '--backend', backends, '--actors', '2', str(tree)
+    ) as program:
+        status, out, err = program.finish()
+        assert status == 0, err
+        check_stderr(err)
+        assert len(re.findall(r'^total +5 +15 ', out, re.MULTILINE)) == 1
+        for backend in (first, second):
+            assert f'2 actors ({backend}, uds): started in' in out
+            assert re.search(rf'^{backend} .*MB/s +\d+\.\d\d$', out, re.MULTILINE)
+        assert re.search(
+            rf'^{second} against {first}: started in [\d.]+ x the time, '
+            r'counted in [\d.]+ x the time$',
+            out,
+            re.MULTILINE,
+        )
+        assert program.alive() == []
+
+
 def test_census_refuses_what_is_no_directory(tree):
     """Wrong use is told as such, before any actor starts."""
     with Program('census.py', str(tree / 'loose.py')) as program:
@@ -187,13 +216,17 @@ def test_census_refuses_what_is_no_directory(tree):
     assert 'not a directory' in err
 
 
+@pytest.mark.parametrize(
+    'backend', ['trio', pytest.param('subint', marks=needs_subint)]
+)
 @pytest.mark.parametrize('whom', ['program', 'terminal'])
-def test_census_is_interrupted(tmp_path, whom):
+def test_census_is_interrupted(tmp_path, whom, backend):
     """Ctrl-C, to the program or to all its processes: partial counts, no process."""
     source = 'def function():\n    return [x for x in range(9) if x % 2]\n' * 600
     for number in range(300):
         (tmp_path / f'f{number}.py').write_text(source)
-    with Program('census.py', '--actors', '2', str(tmp_path)) as program:
+    options = ['--backend', backend, '--actors', '2']
+    with Program('census.py', *options, str(tmp_path)) as program:
         process = program.process
         assert process.stderr is not None
         first = process.stderr.readline()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tractor.msg import NamespacePath, _codec
 from tractor.msg._codec import (
+    DecodeError,
     MsgCodec,
     MsgDec,
     Raw,
@@ -434,10 +435,27 @@ def test_decode_any():
         decode_any(b'\x92\x01')
 
 
+def test_plain_data():
+    """A message becomes what its frame holds, and that the message again."""
+    codec = _def_tractor_codec
+    plain = codec.to_builtins(Yield('c', (1, {'a': None})))
+    assert plain == {'msg_type': 'Yield', 'cid': 'c', 'pld': [1, {'a': None}]}
+    msg = codec.from_builtins(plain)
+    assert type(msg) is Yield
+    assert decode_any(msg.pld) == decode_any(codec.raw((1, {'a': None})))
+    assert codec.round_trip(Stop('c')) == Stop('c')
+    with pytest.raises(ValidationError):
+        codec.from_builtins({'msg_type': 'Nope'})
+    for bad in (..., 2**64, {1j: 1}):
+        with pytest.raises(DecodeError, match='no plain data'):
+            codec.from_builtins(bad)
+
+
 def test_one_decoder_at_import():
     """Importing builds the default message decoder and no other typed one."""
     code = (
-        'import msgspec\n'
+        'import logging, msgspec, sys\n'
+        'before = set(sys.modules)\n'
         'made = []\n'
         'Real = msgspec.msgpack.Decoder\n'
         'class Counting:\n'
@@ -449,8 +467,8 @@ def test_one_decoder_at_import():
         'import tractor.msg._codec\n'
         'assert len([args for args in made if args]) == 1, made\n'
         "assert '_def_msgspec_codec' not in vars(tractor.msg._codec)\n"
-        'import sys\n'
         "late = {'pkgutil', 'pprint', 'dataclasses', 'colorlog', 'trio', 'asyncio'}\n"
+        'late -= before\n'
         'assert not late & set(sys.modules), late & set(sys.modules)\n'
     )
     subprocess.run([sys.executable, '-c', code], check=True, timeout=20)

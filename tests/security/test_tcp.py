@@ -134,6 +134,9 @@ async def start_one_more(ctx: tractor.Context) -> None:
         await trio.sleep_forever()
 
 
+@pytest.mark.skipon_spawn_backend(
+    'subint', reason='arguments and environment are those of processes'
+)
 def test_no_secret_in_sight(reg_addr, monkeypatch, tmp_path):
     """Neither argument nor environment of any process shows a key, raw or as text."""
     monkeypatch.setenv('TRACTOR_COOKIE_FILE', str(tmp_path / 'cookie'))

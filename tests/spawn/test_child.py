@@ -19,7 +19,10 @@ def setproctitle(title): pass
 
 
 @pytest.mark.skipon_spawn_backend(
-    'mp_spawn', 'mp_forkserver', reason='only a `trio` child takes an environment'
+    'mp_spawn',
+    'mp_forkserver',
+    'subint',
+    reason='only a `trio` child takes an environment',
 )
 def test_interrupt_of_a_booting_child_is_no_traceback(reg_addr, tmp_path, capfd):
     """Ctrl-C before the runtime is up waits for it, and ends the child in order."""

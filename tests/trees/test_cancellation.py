@@ -562,6 +562,7 @@ def test_interrupt_while_the_runtime_reads_is_the_programs(run_tree, monkeypatch
     assert seen == ['interrupted', 42]
 
 
+@pytest.mark.skipon_spawn_backend('subint', reason='a signal is sent to a process')
 def test_interrupted_child_ends_cleanly(run_tree, tmp_path):
     """SIGINT ends a child's runtime in order: exit status 0, its stack closed."""
     processes = []

@@ -437,6 +437,7 @@ def test_hard_cancel_skips_the_request(run_tree):
     run_tree(body)
 
 
+@pytest.mark.skipon_spawn_backend('subint', reason='a process ignores a signal')
 def test_hard_cancel_terminates_once_and_kills(run_tree):
     """A child that ignores the one `SIGTERM` is killed 1.6 s later."""
     signals = []

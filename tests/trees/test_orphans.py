@@ -24,7 +24,10 @@ linux_only = pytest.mark.skipif(
     sys.platform != 'linux', reason='the kernel ends a stuck orphan on Linux only'
 )
 
-pytestmark = pytest.mark.has_nested_actors
+pytestmark = [
+    pytest.mark.has_nested_actors,
+    pytest.mark.skipon_spawn_backend('subint', reason='it kills a process by its pid'),
+]
 
 
 def loop_forever() -> None:

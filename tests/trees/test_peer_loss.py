@@ -238,6 +238,7 @@ def test_lost_peer_refuses_what_is_sent(run_tree, open_peer):
 # -- a child that dies -----------------------------------------------------------------
 
 
+@pytest.mark.skipon_spawn_backend('subint', reason='it kills a process by its pid')
 def test_killed_child_is_an_error_at_once(run_tree):
     """The nursery raises while its body still runs, and tells which signal it was."""
     uids = []
@@ -256,6 +257,7 @@ def test_killed_child_is_an_error_at_once(run_tree):
     assert 'child' in str(caught.value)
 
 
+@pytest.mark.skipon_spawn_backend('subint', reason='`os._exit()` ends a process')
 def test_child_that_exits_is_an_error(run_tree):
     """An exit nobody asked for tells its status, even if that is 0."""
 
@@ -275,6 +277,7 @@ def test_child_that_exits_is_an_error(run_tree):
     assert caught.value.signal is None
 
 
+@pytest.mark.skipon_spawn_backend('subint', reason='`os._exit()` ends a process')
 def test_death_of_a_run_once_child_is_an_error(run_tree):
     """A result that will never come does not hang the nursery."""
 

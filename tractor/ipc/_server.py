@@ -215,6 +215,24 @@ class Server:
         finally:
             stream.socket.close()
 
+    def adopt(self, chan: Channel) -> None:
+        """
+        Serve a connection that no listener brought, and close it at its end.
+
+        Args:
+            chan: Over a transport that was made with its peer; no handshake yet.
+        """
+        self._stream_handler_tn.start_soon(self._handle_adopted, chan)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _handle_adopted(self, chan: Channel) -> None:
+        try:
+            # Its time to introduce itself begins when it is up.
+            await trio.lowlevel.wait_readable(chan.stream.socket)
+            await handle_stream_from_peer(chan, server=self)
+        finally:
+            chan.stream.socket.close()
+
     def cancel(self) -> bool:
         """
         Cancel the nursery that accepts: nobody can connect any more.
@@ -379,7 +397,7 @@ async def handle_stream_from_peer(
     close.
 
     Args:
-        stream: The accepted stream.
+        stream: The accepted stream, or a channel over one.
         server: Whose table of peers it joins.
         endpoint: Where it came in.
     Raises:
@@ -416,7 +434,8 @@ async def _introduce(actor: Actor, stream: Any, server: Server) -> Channel | Non
         return None
     server._strangers += 1
     try:
-        chan = Channel.from_stream(stream)
+        known = isinstance(stream, Channel)
+        chan: Channel = stream if known else Channel.from_stream(stream)
         aid = await chan._do_handshake(
             aid=actor.aid, timeout=_PRE_REG_HANDSHAKE_TIMEOUT
         )

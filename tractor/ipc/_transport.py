@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from errno import ECONNRESET, EPIPE
 from struct import Struct
 from typing import (
@@ -55,7 +55,12 @@ from tractor.ipc._outbox import (
     translated,
 )
 from tractor.log import get_logger
-from tractor.msg._codec import MsgCodec, ValidationError, _ctxvar_MsgCodec
+from tractor.msg._codec import (
+    MsgCodec,
+    ValidationError,
+    _ctxvar_MsgCodec,
+    decode_any,
+)
 from tractor.msg.types import MSG_TYPES, Aid, StartAck
 from tractor.runtime import _state
 
@@ -290,7 +295,7 @@ class MsgpackTransport:
     def _encode(self, msg: Any, codec: MsgCodec, buffer: bytearray) -> bytearray:
         """Return `buffer` with the message's frame in it, and nothing else."""
         try:
-            codec._enc.encode_into(msg, buffer, PREFIX_SIZE)
+            self._dump_into(codec, msg, buffer)
         except (TypeError, ValueError, OverflowError, RecursionError) as err:
             raise _exceptions._mk_send_mte(msg, codec, src_type_error=err) from err
         length = len(buffer) - PREFIX_SIZE
@@ -298,6 +303,10 @@ class MsgpackTransport:
             raise FrameTooLong(length, self._max_frame)
         _PREFIX.pack_into(buffer, 0, length)
         return buffer
+
+    def _dump_into(self, codec: MsgCodec, msg: Any, buffer: bytearray) -> None:
+        """Put a message's encoding behind the room for its prefix."""
+        codec._enc.encode_into(msg, buffer, PREFIX_SIZE)
 
     async def _send_by_stream(self, frame: bytearray) -> None:
         try:
@@ -506,18 +515,24 @@ class MsgpackTransport:
     def _decode(self, frames: list[bytes]) -> list[Any]:
         """Return the messages in the frames, leaving out what cannot be decoded."""
         codec = self._codec or _ctxvar_MsgCodec.get()
-        decode = codec._dec.decode
+        decode = self._loader(codec)
         try:
             return [decode(frame) for frame in frames]
         except Exception:
             # One of them is bad: below they are taken one by one.
             return self._decode_each(frames, codec)
 
+    def _loader(self, codec: MsgCodec) -> Callable[[bytes], Any]:
+        """Return what makes a message of a frame."""
+        decode: Callable[[bytes], Any] = codec._dec.decode
+        return decode
+
     def _decode_each(self, frames: Iterable[bytes], codec: MsgCodec) -> list[Any]:
         msgs: list[Any] = []
+        decode = self._loader(codec)
         for frame in frames:
             try:
-                msgs.append(codec.dec.decode(frame))
+                msgs.append(decode(frame))
             except ValidationError as err:
                 try:
                     msgs.append(self._type_error(frame, codec, err))
@@ -531,11 +546,17 @@ class MsgpackTransport:
         self, frame: bytes, codec: MsgCodec, err: ValidationError
     ) -> MsgTypeError:
         """Return what stands for an invalid message of a context."""
-        error: MsgTypeError = _exceptions._mk_recv_mte(frame, codec, err)
+        error: MsgTypeError = _exceptions._mk_recv_mte(
+            frame, codec, err, decode=self._decode_any
+        )
         # Without a context there is nobody whom it concerns.
         if not isinstance(error.msgdata.get('cid'), str):
             raise err
         return error
+
+    def _decode_any(self, frame: bytes) -> Any:
+        """Return what a frame holds, without making a message of it."""
+        return decode_any(frame)
 
     def _skip(self, frame: bytes, err: Exception) -> None:
         """Leave out a frame; raise if it is one too many."""

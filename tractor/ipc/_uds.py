@@ -108,7 +108,7 @@ class UDSAddress(Struct, frozen=True):  # type: ignore[misc]
         filedir = Path(bindspace or cls.def_bindspace)
         pid = os.getpid()
         if actor is not None:
-            name = actor.aid.name
+            name = _state.socket_owner(actor.aid.name)
         else:
             kind = 'root' if _state.is_root_process() else 'actor'
             name = f'no_runtime_{kind}.{os.urandom(4).hex()}'

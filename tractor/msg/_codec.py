@@ -16,9 +16,7 @@ from contextvars import ContextVar
 from types import ModuleType, UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
-import msgspec
-from msgspec import DecodeError, MsgspecError, Raw, Struct, ValidationError, msgpack
-
+from tractor.msg.pretty_struct import HAS_MSGSPEC, msgpack, msgspec
 from tractor.msg.types import mk_msg_spec
 
 __all__ = [
@@ -38,6 +36,12 @@ __all__ = [
     'mk_codec',
     'mk_dec',
 ]
+
+DecodeError = msgspec.DecodeError
+MsgspecError = msgspec.MsgspecError
+Raw = msgspec.Raw
+Struct = msgspec.Struct
+ValidationError = msgspec.ValidationError
 
 EncHook = Callable[[Any], Any]
 DecHook = Callable[[type, Any], Any]
@@ -231,6 +235,57 @@ class MsgCodec(Struct):
             DecodeError: Not msgpack.
         """
         return self._dec.decode(msg)
+
+    def raw(self, value: Any) -> Raw:
+        """
+        Return a payload ready to be sent, as a snapshot of a value.
+
+        Raises:
+            TypeError: No way to encode this type; the remedy is an `enc_hook`.
+        """
+        return Raw(self._enc.encode(value) if HAS_MSGSPEC else self.to_builtins(value))
+
+    def to_builtins(self, msg: Any) -> Any:
+        """
+        Return a message as plain data: what its frame holds to who knows no type.
+
+        Without msgspec, data that is plain already is not copied.
+
+        Raises:
+            TypeError: No way to encode this type; the remedy is an `enc_hook`.
+        """
+        if HAS_MSGSPEC:
+            return _any_decoder.decode(self._enc.encode(msg))
+        enc: Any = self._enc
+        return enc.to_builtins(msg)
+
+    def from_builtins(self, obj: Any) -> Any:
+        """
+        Return the message that plain data stands for, as from a frame.
+
+        Raises:
+            ValidationError: Not one of the messages.
+            DecodeError: No plain data.
+        """
+        if not HAS_MSGSPEC:
+            dec: Any = self._dec
+            return dec.from_builtins(obj)
+        try:
+            frame = msgpack.encode(obj)
+        except (TypeError, ValueError, OverflowError) as err:
+            raise DecodeError(f'no plain data: {err}') from err
+        return self._dec.decode(frame)
+
+    def round_trip(self, msg: Any) -> Any:
+        """
+        Return the message as the peer will get it.
+
+        Raises:
+            TypeError: No way to encode this type; the remedy is an `enc_hook`.
+        """
+        if HAS_MSGSPEC:
+            return self._dec.decode(self._enc.encode(msg))
+        return self.from_builtins(self.to_builtins(msg))
 
     def __repr__(self) -> str:
         names = self.msg_spec_str.replace('\n', '\n    ')

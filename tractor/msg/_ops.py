@@ -321,8 +321,7 @@ def validate_payload_msg(
         ValueError: With `strict_pld_parity`, it decodes to something unequal.
     """
     ctx = _ctx_of(ipc)
-    codec = current_codec()
-    wire = codec.decode(codec.encode(pld_msg))
+    wire = current_codec().round_trip(pld_msg)
     try:
         decoded = ctx._pld_rx.decode_pld(wire, ipc, is_started_send_side=True)
     except MsgTypeError as mte:

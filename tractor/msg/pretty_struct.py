@@ -5,6 +5,10 @@ The formatter shows the public fields of any `msgspec.Struct`, one per line;
 fields with a leading underscore are hidden at every depth and nested structs
 are flattened into the listing.  Used by messages, codecs and as a base of
 payload types in applications.
+
+As the lowest module of this package it also decides what the serializer is: `msgspec`,
+or the same names in pure Python where that refuses to load, as it does in an isolated
+sub-interpreter.  The other modules take theirs from here.
 """
 
 from __future__ import annotations
@@ -12,14 +16,28 @@ from __future__ import annotations
 from collections import UserList
 from collections.abc import Iterator, Mapping
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
-
-from msgspec import Struct as _Struct
-from msgspec import defstruct, msgpack, structs
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, get_args, get_origin
 
 from tractor.log import get_logger
 
+if TYPE_CHECKING:
+    import msgspec as msgspec
+    from msgspec import msgpack as msgpack
+    from msgspec import structs
+else:
+    try:
+        import msgspec
+        from msgspec import msgpack, structs
+    except ImportError:
+        from tractor.msg import _fallback as msgspec
+        from tractor.msg import _fallback_codec as msgpack
+        from tractor.msg._fallback import structs
+
 log = get_logger()
+
+HAS_MSGSPEC: Final = msgspec.__name__ == 'msgspec'
+
+_Struct = msgspec.Struct
 
 
 class DiffDump(UserList[tuple[str, Any, Any]]):
@@ -173,7 +191,7 @@ class Struct(_Struct):
 def pretty_subclass(cls: type[_Struct], frozen: bool = False) -> type[_Struct]:
     """Return a new subclass of the same name, with the readable repr."""
     bases = (cls,) if issubclass(cls, Struct) else (Struct, cls)
-    return defstruct(
+    return msgspec.defstruct(
         cls.__name__, (), bases=bases, module=cls.__module__, frozen=frozen
     )
 

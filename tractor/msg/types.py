@@ -17,10 +17,9 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, Union
 
-from msgspec import Raw, Struct
-
 from tractor.log import get_logger
 from tractor.msg import pretty_struct
+from tractor.msg.pretty_struct import msgspec
 
 __all__ = [
     'MSG_TYPES',
@@ -43,6 +42,9 @@ __all__ = [
 ]
 
 log = get_logger()
+
+Raw = msgspec.Raw
+Struct = msgspec.Struct
 
 _TAG_FIELD: Final = 'msg_type'
 

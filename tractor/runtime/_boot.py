@@ -53,7 +53,8 @@ async def async_main(
         actor: The actor of this process.
         accept_addrs: Where it listens; `None` means one random address for each
             transport.
-        parent_addr: Where a child connects back to; `None` for a root.
+        parent_addr: Where a child connects back to, or the channel it has already;
+            `None` for a root.
         task_status: Told when the actor is registered and serves.
     Raises:
         OSError: The parent cannot be reached, or an address not be bound.
@@ -81,7 +82,10 @@ async def async_main(
 
 async def _meet_parent(actor: Actor, parent_addr: Any) -> SpawnSpec:
     """Connect back, exchange identities, take the parent's orders."""
-    chan = await Channel.from_addr(wrap_address(parent_addr))
+    if isinstance(parent_addr, Channel):
+        chan = parent_addr
+    else:
+        chan = await Channel.from_addr(wrap_address(parent_addr))
     await chan._do_handshake(aid=actor.aid)
     actor._parent_chan = chan
     spec = await chan.recv()
@@ -95,6 +99,9 @@ async def _meet_parent(actor: Actor, parent_addr: Any) -> SpawnSpec:
             f'{rtvars["_is_infected_aio"]}, this process was started otherwise'
         )
     rtvars['_is_root'] = False
+    _state.inherit_backend(
+        rtvars.pop('_start_method', None), rtvars.pop('_subint_gil', None)
+    )
     _state.set_runtime_vars(rtvars)
     actor._registry_addrs = [wrap_address(addr) for addr in spec.reg_addrs]
     actor.enable_modules = spec.enable_modules
@@ -243,7 +250,7 @@ async def _close_parent_chan(actor: Actor) -> None:
     chan = actor._parent_chan
     if chan is None:
         return
-    if chan.connected() and chan.raddr.proto_key == 'tcp':
+    if chan.connected() and chan.transport.address_type.proto_key == 'tcp':
         with trio.move_on_after(LAST_READ, shield=True):
             await _read_out(chan)
     with trio.move_on_after(LAST_READ, shield=True):

@@ -106,6 +106,7 @@ class Actor:
         self.enable_modules: dict[str, str] = _files_of(enable_modules or ())
         self.loglevel = loglevel
         self._spawn_method = spawn_method
+        self._subint_gil: _state.GilMode | None = None
         self._inherit_parent_main = inherit_parent_main
         self._parent_main_data: dict[str, Any] = {}
         self._infected_aio = False

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args, overload
 
 from tractor._exceptions import InternalError, NoRuntime
 from tractor.log import set_context_provider
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tractor.runtime._runtime import Actor
 
 TransportProtocolKey = Literal['tcp', 'uds']
+GilMode = Literal['auto', 'own', 'shared']
 
 # The transport where none is asked for; the test plugin assigns another one.
 _def_tpt_proto: TransportProtocolKey = 'tcp'
@@ -44,6 +45,12 @@ _last_actor_terminated: Actor | None = None
 _ctxvar_Context: ContextVar[Context | None] = ContextVar(  # noqa: N816
     'ipc_context', default=None
 )
+
+
+# The backend of this tree and its mode, as a child is told them by its parent.
+_start_method: str | None = None
+_subint_gil: GilMode = 'auto'
+_interpreter: int = 0  # number of the sub-interpreter this is; 0 for the main one
 
 
 class RuntimeVars(Struct):
@@ -154,6 +161,72 @@ def current_actor(err_on_no_runtime: bool = True) -> Actor | None:
 def last_actor() -> Actor | None:
     """Return the actor of this process that ended last, or `None`."""
     return _last_actor_terminated
+
+
+def inherit_backend(start_method: str | None, gil: str | None) -> None:
+    """
+    Take over what the root chose for its tree.
+
+    Args:
+        start_method: The spawn backend; `None` leaves it as it is.
+        gil: As `set_subint_gil()` takes it; `None` leaves it as it is.
+    """
+    global _start_method
+    if start_method is not None:
+        _start_method = start_method
+    if gil is not None:
+        set_subint_gil(gil)
+
+
+def inherited_start_method() -> str | None:
+    """Return the spawn backend that this actor's parent told it, or `None`."""
+    return _start_method
+
+
+def subint_gil() -> GilMode:
+    """Return which GIL sub-interpreter children of this actor get by default."""
+    return _subint_gil
+
+
+def set_subint_gil(mode: str) -> None:
+    """
+    Set which GIL sub-interpreter children of this actor get by default.
+
+    Args:
+        mode: `'own'`; `'shared'`, that of the main interpreter; or `'auto'`: its own,
+            unless a module that it serves refuses to be loaded there.
+    Raises:
+        ValueError: Anything else.
+    """
+    global _subint_gil
+    _subint_gil = checked_gil_mode(mode)
+
+
+def checked_gil_mode(mode: str) -> GilMode:
+    """Return `mode`, or raise `ValueError` if it is none."""
+    if mode in ('auto', 'own', 'shared'):
+        return mode  # type: ignore[return-value]
+    raise ValueError(f'there is no GIL mode {mode!r}: use one of {get_args(GilMode)}')
+
+
+def adopt_interpreter(number: int) -> None:
+    """This is a sub-interpreter of that number; its process has other actors."""
+    global _interpreter
+    _interpreter = number
+
+
+def socket_owner(name: str, interpreter: int | None = None) -> str:
+    """
+    Return how an actor's socket file is named, before its process id.
+
+    Actors of one process may share a name, so those in sub-interpreters add its number.
+
+    Args:
+        name: The actor's.
+        interpreter: The number of its interpreter; `None` means this one.
+    """
+    number = _interpreter if interpreter is None else interpreter
+    return f'{name}.{number}' if number else name
 
 
 def is_root_process() -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from .._exceptions import ActorDied, RuntimeFailure, Uid
+from .._exceptions import ActorDied, ActorUnkillable, RuntimeFailure, Uid
 from .._protocol.escalate import NURSERY_TIMEOUT, Escalation, Step
 from .._protocol.supervise import Join, Supervision
 from ..discovery._addr import get_address_cls, wrap_address
@@ -114,6 +114,8 @@ class ActorNursery:
         inherit_parent_main: bool = True,
         nursery: trio.Nursery | None = None,
         proc_kwargs: dict[str, Any] | None = None,
+        start_method: str | None = None,
+        gil: str | None = None,
     ) -> Portal:
         """
         Start an actor that serves until it is cancelled.
@@ -135,12 +137,19 @@ class ActorNursery:
             inherit_parent_main: Whether the functions of this process's `__main__`
                 are available there.
             proc_kwargs: Passed on to `trio.lowlevel.open_process()`.
+            start_method: Its spawn backend; by default that of this tree.
+            gil: For a sub-interpreter: `'own'`, `'shared'`, or `'auto'`, its own unless
+                a module that it serves refuses to be loaded there; by default what
+                the root chose with `subint_gil`.
         Raises:
             ModuleNotFoundError: A module cannot be imported; so for every other error
                 that importing one raises, before any process exists.
             ActorFailure: The process ended before it had connected back.
+            ActorUnkillable: It was cancelled while it started, and cannot be stopped.
             RuntimeFailure: This nursery is over or being cancelled, or an option
                 cannot work.
+            RuntimeError: This interpreter cannot run that backend.
+            ValueError: There is no such backend or mode.
         """
         if rpc_module_paths:
             warnings.warn(
@@ -158,8 +167,10 @@ class ActorNursery:
             uuid=str(_uuid.uuid4()),
             enable_modules=list(dict.fromkeys(modules)),
             loglevel=loglevel or self._actor.loglevel or get_loglevel(),
+            spawn_method=_spawn.choose(start_method),
             inherit_parent_main=inherit_parent_main,
         )
+        subactor._subint_gil = _checked_gil(gil, subactor)
         rtvars = _inherited_vars(enable_transports)
         tn = nursery or self._da_tn
         portal: Portal
@@ -301,8 +312,8 @@ class ActorNursery:
         self._sup.finished(uid, error)
         self._notify()
 
-    def _child_gone(self, uid: Uid, death: ActorDied | None) -> None:
-        """A child's process is reaped; `None` if it never came up."""
+    def _child_gone(self, uid: Uid, death: ActorDied | ActorUnkillable | None) -> None:
+        """A child's process is reaped, or given up; `None` if it never came up."""
         _actor, _proc, portal = self._children.pop(uid, (None, None, None))
         if portal is not None:
             portal._forget_main()
@@ -312,6 +323,9 @@ class ActorNursery:
         if uid not in self._sup.children:
             return
         died = self._sup.ended(uid, orderly=death is None or uid in self._killed)
+        if isinstance(death, ActorUnkillable):
+            # Worth telling whatever else went wrong, also with this child.
+            died, death.__cause__ = True, self._sup.errors.pop(uid, None)
         if died and death is not None:
             log.error('%s', death)
             self._sup.died(uid, death)
@@ -471,6 +485,18 @@ def _refuse_missing_features(debug_mode: bool | None, infect_asyncio: bool) -> N
         )
 
 
+def _checked_gil(gil: str | None, subactor: Actor) -> _state.GilMode | None:
+    """Return the GIL mode asked for, if the child is to live in a sub-interpreter."""
+    if gil is None:
+        return None
+    if subactor._spawn_method != 'subint':
+        raise ValueError(
+            f'gil={gil!r} is for sub-interpreters, {subactor.aid.name!r} is started '
+            f"with {subactor._spawn_method!r}; add start_method='subint'"
+        )
+    return _state.checked_gil_mode(gil)
+
+
 def _inherited_vars(enable_transports: list[str] | None) -> dict[str, Any]:
     """Return the runtime variables that a child starts with."""
     rtvars = _state.get_runtime_vars()
@@ -538,6 +564,7 @@ async def open_nursery(
         **kwargs: For `open_root_actor()`, if there is no runtime yet; else ignored.
     Raises:
         ActorDied: A child ended without having been asked to.
+        ActorUnkillable: A sub-interpreter is stuck in C code, and was given up.
         RemoteActorError: A run-once child failed.
         BaseExceptionGroup: More than one of these, or one beside the body's own error.
     """

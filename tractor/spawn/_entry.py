@@ -118,7 +118,8 @@ def _children() -> list[int]:
     """Return the processes of this actor's children."""
     actor = _state.current_actor(err_on_no_runtime=False)
     nurseries = set() if actor is None else set(actor._actoruid2nursery.values())
-    return [proc.pid for an in nurseries for _, proc, _ in an._children.values()]
+    pids = [proc.pid for an in nurseries for _, proc, _ in an._children.values()]
+    return [pid for pid in pids if pid != os.getpid()]  # those end with this process
 
 
 def _end_subtree(signum: int, frame: Any) -> None:

@@ -40,7 +40,7 @@ async def mp_proc(
     from . import _entry  # what the child runs; nothing else here needs it
 
     key = str(subactor._spawn_method)
-    mp_ctx: Any = _selected_context()
+    mp_ctx: Any = _selected_context(key)
     started: list[Any] = []
 
     def start() -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..ipc._uds import UDSAddress
 from ..log import get_logger
+from ..runtime._state import socket_owner
 
 if TYPE_CHECKING:
     from ..runtime._runtime import Actor
@@ -58,9 +59,8 @@ def _paths(
         return []
     space = UDSAddress.def_bindspace
     try:
-        name = UDSAddress.get_sockname(
-            name=subactor.aid.name, pid=proc.pid, bindspace=space
-        )
+        owner = socket_owner(subactor.aid.name, getattr(proc, 'id', 0))
+        name = UDSAddress.get_sockname(name=owner, pid=proc.pid, bindspace=space)
     except Exception as err:
         log.warning('no socket path for %r: %s', subactor.aid.name, err)
         return []

@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import trio
 
-from .._exceptions import ActorDied, ActorFailure, ContextCancelled, TransportClosed
+from .._exceptions import (
+    ActorDied,
+    ActorFailure,
+    ActorUnkillable,
+    ContextCancelled,
+    TransportClosed,
+)
 from .._lazy import lazy_exports
 from .._protocol.escalate import BOOT_GRACE, KILL_AFTER
 from ..log import get_logger
 from ..msg.types import SpawnSpec
-from ..runtime import _hooks
+from ..runtime import _hooks, _state
 from ..runtime._portal import Portal
 from . import _reap
 
@@ -34,7 +40,7 @@ if TYPE_CHECKING:
 
 log = get_logger()
 
-SpawnMethodKey = Literal['trio', 'mp_spawn', 'mp_forkserver']
+SpawnMethodKey = Literal['trio', 'mp_spawn', 'mp_forkserver', 'subint']
 
 _ctx: BaseContext | None = None
 _spawn_method: SpawnMethodKey = 'trio'
@@ -63,6 +69,10 @@ def try_set_start_method(key: SpawnMethodKey) -> BaseContext | None:
     global _ctx, _spawn_method
     if key == 'trio':
         ctx = None
+    elif key == 'subint':
+        if reason := __getattr__('_why_no_subint')():
+            raise RuntimeError(reason)
+        ctx = None
     elif key in ('mp_spawn', 'mp_forkserver'):
         ctx = _mp_context(key)
     else:
@@ -71,6 +81,34 @@ def try_set_start_method(key: SpawnMethodKey) -> BaseContext | None:
         )
     _ctx, _spawn_method = ctx, key
     return ctx
+
+
+def choose(key: str | None) -> SpawnMethodKey:
+    """
+    Return the backend of a new child.
+
+    Args:
+        key: The one asked for; `None` means that of this tree, which the root chose.
+    Raises:
+        ValueError: There is no such backend.
+        RuntimeError: This interpreter cannot run it.
+    """
+    inherited = _state.inherited_start_method()
+    if inherited is not None and inherited != _spawn_method:
+        try_set_start_method(inherited)  # type: ignore[arg-type]
+    if key is None or key == _spawn_method:
+        return _spawn_method
+    before = _ctx, _spawn_method
+    try:
+        try_set_start_method(key)  # type: ignore[arg-type]
+        return _spawn_method
+    finally:
+        _restore(*before)
+
+
+def _restore(ctx: BaseContext | None, key: SpawnMethodKey) -> None:
+    global _ctx, _spawn_method
+    _ctx, _spawn_method = ctx, key
 
 
 def _mp_context(key: str) -> BaseContext:
@@ -86,9 +124,9 @@ def _mp_context(key: str) -> BaseContext:
     return multiprocessing.get_context(method)
 
 
-def _selected_context() -> BaseContext | None:
-    """Return what `try_set_start_method()` returned last."""
-    return _ctx
+def _selected_context(key: str) -> BaseContext | None:
+    """Return the `multiprocessing` context of one of its backends."""
+    return _ctx if key == _spawn_method else _mp_context(key)
 
 
 # -- the result of a child's main task ---------------------------------------
@@ -225,7 +263,7 @@ async def new_proc(
     proc_kwargs: dict[str, Any] | None = None,
 ) -> None:
     """
-    Start a child with the selected backend and see it through to its end.
+    Start a child with its backend, or the selected one, and see it through to its end.
 
     Runs as one task per child inside the nursery.  Reports a portal through
     `task_status` when the child is up, returns when its process is reaped.
@@ -233,8 +271,8 @@ async def new_proc(
     Raises:
         ActorFailure: The child ended before it had connected back.
     """
-    subactor._spawn_method = _spawn_method
-    await _methods[_spawn_method](
+    key = subactor._spawn_method = subactor._spawn_method or _spawn_method
+    await _methods[key](
         name,
         actor_nursery,
         subactor,
@@ -272,7 +310,7 @@ async def _live(
         # A cancelled caller must not leave a child behind whose task is shielded.
         await trio.lowlevel.checkpoint_if_cancelled()
         task_status.started(portal)
-    except BaseException:
+    except BaseException as err:
         with trio.CancelScope(shield=True):
             an._child_gone(uid, None)
             if proc.poll() is None:
@@ -284,6 +322,8 @@ async def _live(
                     wait_func=wait,
                 )
             ended.set()
+        if stuck := _stuck(proc):
+            raise ActorUnkillable(uid, stuck) from err
         raise
     with trio.CancelScope(shield=True):
         await _see_through(an, subactor, proc, wait, ended, portal)
@@ -292,7 +332,7 @@ async def _live(
         if status != 0:
             _reap.unlink_uds_bind_addrs(proc, bind_addrs=bind_addrs, subactor=subactor)
             _reap.sweep()
-        an._child_gone(uid, _death(uid, status))
+        an._child_gone(uid, _death(uid, status, _stuck(proc)))
 
 
 async def _connect_back(
@@ -327,7 +367,12 @@ def _orders(
 ) -> SpawnSpec:
     return SpawnSpec(
         _parent_main_data=subactor._parent_main_data,
-        _runtime_vars=runtime_vars,
+        # With what the root chose for the whole tree, which is no variable there.
+        _runtime_vars={
+            **runtime_vars,
+            '_start_method': _spawn_method,
+            '_subint_gil': _state.subint_gil(),
+        },
         enable_modules=subactor.enable_modules,
         reg_addrs=[(addr[0], addr[1]) for addr in parent.reg_addrs],
         bind_addrs=bind_addrs,
@@ -371,7 +416,17 @@ async def _read_to_end(parent: Actor, chan: Channel) -> None:
         await parent._loop_ended(chan)
 
 
-def _death(uid: Uid, status: int | None) -> ActorDied:
+def _stuck(proc: Any) -> str | None:
+    """Return where a child is stuck that could not be stopped; no process ever is."""
+    stack: str | None = getattr(proc, 'stuck', None)
+    return stack
+
+
+def _death(
+    uid: Uid, status: int | None, stuck: str | None = None
+) -> ActorDied | ActorUnkillable:
+    if stuck is not None:
+        return ActorUnkillable(uid, stuck)
     if status is not None and status < 0:
         return ActorDied(uid, signal=-status)
     return ActorDied(uid, exitcode=status)
@@ -393,6 +448,7 @@ _methods = _Methods(
         'trio': 'trio_proc',
         'mp_spawn': 'mp_proc',
         'mp_forkserver': 'mp_proc',
+        'subint': 'subint_proc',
     }
 )
 
@@ -402,5 +458,7 @@ __getattr__ = lazy_exports(
     {
         'trio_proc': 'tractor.spawn._trio:trio_proc',
         'mp_proc': 'tractor.spawn._mp:mp_proc',
+        'subint_proc': 'tractor.spawn._subint:subint_proc',
+        '_why_no_subint': 'tractor.spawn._subint:unavailable',
     },
 )[0]

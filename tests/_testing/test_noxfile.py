@@ -1,0 +1,86 @@
+"""How the `tests` session chooses the backends that it runs on one interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from tractor._testing import repodir
+from tractor._testing.pytest import _spawn_backends
+
+REFUSE_ONE = """try:
+    if sys.argv[1] == 'mp_spawn':
+        raise RuntimeError('mp_spawn needs another interpreter,\\nnot this')"""
+REFUSE_ALL = REFUSE_ONE.replace("if sys.argv[1] == 'mp_spawn'", 'if True')
+
+
+class Session:
+    """What the choice needs of a nox session: its interpreter, its log, its end."""
+
+    name = 'tests-3.x'
+
+    def __init__(self) -> None:
+        self.logged: list[str] = []
+
+    def run(self, program: str, *arguments: str, **how: bool) -> str:
+        """Run this interpreter, as the session would run its own."""
+        assert program == 'python'
+        assert how['silent']
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=repodir(),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        return done.stdout
+
+    def log(self, text: str) -> None:
+        """Keep a line."""
+        self.logged.append(text)
+
+    def error(self, text: str) -> None:
+        """End the session."""
+        raise SystemExit(text)
+
+
+@pytest.fixture(scope='module')
+def noxfile() -> ModuleType:
+    """The project's jobs."""
+    spec = importlib.util.spec_from_file_location('noxfile', repodir() / 'noxfile.py')
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_backend_of_the_literal_is_run_or_named(noxfile):
+    """Those the interpreter lacks are logged with the reason, the others are run."""
+    session = Session()
+    found = noxfile.backends_of(session)
+    assert 'trio' in found
+    assert len(found) + len(session.logged) == len(_spawn_backends())
+
+
+def test_backend_that_is_lacking_is_logged_with_its_reason(noxfile, monkeypatch):
+    """The reason is the backend's own, on one line, and the others still run."""
+    monkeypatch.setattr(noxfile, 'PROBE', noxfile.PROBE.replace('try:', REFUSE_ONE, 1))
+    session = Session()
+    found = noxfile.backends_of(session)
+    assert 'mp_spawn' not in found
+    assert found[0] == 'trio'
+    [line] = [line for line in session.logged if ' mp_spawn ' in line]
+    assert line.endswith('SKIPPED  mp_spawn needs another interpreter, not this')
+
+
+def test_interpreter_without_any_backend_is_an_error(noxfile, monkeypatch):
+    """No test at all must not look like success."""
+    monkeypatch.setattr(noxfile, 'PROBE', noxfile.PROBE.replace('try:', REFUSE_ALL, 1))
+    with pytest.raises(SystemExit, match='no backend at all'):
+        noxfile.backends_of(Session())

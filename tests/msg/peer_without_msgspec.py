@@ -1,0 +1,66 @@
+"""
+The other end of a link, without msgspec: payload types, and a loop that answers.
+
+Loaded by path under one name on both sides, so that payloads can be pickled to it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from enum import Enum
+from typing import Any
+
+from tractor.msg import Raw, Struct, Yield, current_codec, mk_dec
+from tractor.msg._marshal import dumps_into, loads
+
+OFFSET = 4  # of a frame in its buffer
+
+
+class Colour(Enum):
+    RED = 'red'
+    BLUE = 'blue'
+
+
+class Point(Struct):
+    x: Any
+    label: str = 'none'
+
+
+class Tagged(Struct, tag=True, frozen=True):
+    items: list[Any]
+
+
+def written(payload: Any) -> bytes:
+    """Return the frame that a side writes for a payload."""
+    buffer = bytearray(b'room and what was there before')
+    dumps_into(current_codec(), Yield('c', payload), buffer, OFFSET)
+    assert buffer[:OFFSET] == b'room'
+    return bytes(buffer[OFFSET:])
+
+
+def read(frame: bytes, spec: Any = Any) -> Any:
+    """Return the payload that a side gets of a frame."""
+    msg = loads(current_codec(), frame)
+    assert (type(msg), msg.cid, type(msg.pld)) == (Yield, 'c', Raw)
+    return mk_dec(spec).decode(msg.pld)
+
+
+def serve(inbound: int, outbound: int) -> None:
+    """Answer `(name of a function, its arguments)` until the descriptor is closed."""
+    with open(inbound, 'rb') as requests, open(outbound, 'wb') as answers:
+        while True:
+            try:
+                name, args = pickle.load(requests)
+            except EOFError:
+                return
+            try:
+                answer = (True, globals()[name](*args))
+            except Exception as err:
+                answer = (False, type(err).__name__)
+            pickle.dump(answer, answers)
+            answers.flush()
+
+
+def library() -> str:
+    """Return the name of what stands for msgspec here."""
+    return current_codec().lib.__name__

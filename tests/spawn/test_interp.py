@@ -1,0 +1,178 @@
+"""How an actor in a sub-interpreter is stopped, and what if it cannot be."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pytest
+import trio
+
+import tractor
+from tractor._exceptions import ActorUnkillable
+from tractor.spawn import _spawn, _subint
+
+DEADLINE: Final = 20.0
+
+if _subint.unavailable() is not None:
+    pytest.skip(str(_subint.unavailable()), allow_module_level=True)
+
+from tractor.spawn import _interp  # noqa: E402
+
+
+def loop() -> None:
+    """Never leave Python code."""
+    while True:
+        pass
+
+
+def sleep() -> None:
+    """Sleep as a whole, or so it seems."""
+    time.sleep(60)
+
+
+def swallow() -> None:
+    """Go on whatever happens, as careless code does."""
+    while True:
+        try:
+            while True:
+                len('x')
+        except Exception:
+            continue
+
+
+@tractor.context
+async def stay(ctx: tractor.Context, how: str) -> None:
+    """Block the event loop."""
+    await ctx.started()
+    globals()[how]()
+
+
+@tractor.context
+async def shielded(ctx: tractor.Context) -> None:
+    """Do not listen to a cancellation."""
+    await ctx.started()
+    with trio.CancelScope(shield=True):
+        await trio.sleep_forever()
+
+
+@tractor.context
+async def block_on(ctx: tractor.Context, fd: int) -> None:
+    """Wait in C code, without the GIL, until something can be read."""
+    await ctx.started()
+    select.select([fd], [], [])
+
+
+@pytest.fixture
+def subint_root(reg_addr: Any) -> Iterator[dict[str, Any]]:
+    """Give the arguments of a root whose children live in sub-interpreters."""
+    before = _spawn._ctx, _spawn._spawn_method
+    yield {'registry_addrs': [reg_addr], 'start_method': 'subint'}
+    _spawn._restore(*before)
+
+
+async def start_and_leave(
+    root: dict[str, Any], gil: str, task: Callable[..., Any], **kwargs: Any
+) -> None:
+    """Have an actor do something, then cancel it; its caller sees that it was cut."""
+    with trio.fail_after(DEADLINE):
+        async with tractor.open_nursery(**root) as an:
+            portal = await an.start_actor('kid', enable_modules=[__name__], gil=gil)
+            with pytest.raises((tractor.RemoteActorError, tractor.TransportClosed)):
+                async with portal.open_context(task, **kwargs):
+                    await an.cancel()
+
+
+@pytest.mark.parametrize('gil', ['own', 'shared'])
+@pytest.mark.parametrize('how', ['loop', 'sleep', 'swallow'])
+def test_code_that_does_not_listen_is_broken_into(
+    subint_root: Any, gil: str, how: str
+) -> None:
+    """It ends, its interpreter is destroyed, and nobody calls that an error."""
+
+    async def main() -> None:
+        await start_and_leave(subint_root, gil, stay, how=how)
+
+    trio.run(main)
+    assert not _interp._live
+    assert not _interp.quarantined()
+
+
+def test_an_idle_loop_is_woken(subint_root: Any) -> None:
+    """A task that shields itself keeps the runtime from ending in order."""
+
+    async def main() -> None:
+        await start_and_leave(subint_root, 'own', shielded)
+
+    trio.run(main)
+    assert not _interp._live
+
+
+def test_what_is_stuck_in_c_is_reported(subint_root: Any) -> None:
+    """The nursery raises, with the stack; the thread is counted until it is back."""
+    read, write = os.pipe()
+
+    async def main() -> None:
+        await start_and_leave(subint_root, 'own', block_on, fd=read)
+
+    try:
+        with pytest.raises(ActorUnkillable, match=r"actor 'kid' .* was cut off") as got:
+            trio.run(main)
+        assert got.value.uid[0] == 'kid'
+        assert 'select.select([fd], [], [])' in got.value.stack
+        assert 'select.select' in '\n'.join(got.value.__notes__)
+        assert _interp.quarantined() == ['kid']
+    finally:
+        os.write(write, b'x')
+        assert _interp.end_all(DEADLINE) or not _interp.quarantined()
+        os.close(read)
+        os.close(write)
+    assert not _interp.quarantined()
+
+
+PROGRAM: Final = """
+    import os, select, sys, trio, tractor
+
+    @tractor.context
+    async def block_on(ctx: tractor.Context, fd: int) -> None:
+        await ctx.started()
+        select.select([fd], [], [])
+
+    async def main():
+        read, write = os.pipe()
+        async with tractor.open_nursery(start_method='subint') as an:
+            portal = await an.start_actor('stuck', enable_modules=[__name__])
+            async with portal.open_context(block_on, fd=read):
+                await an.cancel()
+
+    if __name__ == '__main__':
+        try:
+            trio.run(main)
+        except tractor._exceptions.ActorUnkillable:
+            print('caught')
+"""
+
+
+def test_a_process_with_a_stuck_actor_still_ends(tmp_path: Any) -> None:
+    """At its end it tells which actor, and its status is not that of a success."""
+    script = tmp_path / 'program.py'
+    script.write_text(textwrap.dedent(PROGRAM))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+        cwd=os.getcwd(),
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == 'caught\n', done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last == "tractor: actors that could not be stopped: 'stuck'"

@@ -1,0 +1,516 @@
+"""
+Plain data to typed values: what `msgspec` does while it decodes.
+
+A type is compiled once into a *shape*: for each type that plain data can have, what
+turns it into a value.  A union merges the shapes of its members, so that one look at
+the type of the data decides.  Structs are filled by a generated function; those of the
+wire messages are generated when the first such message comes, all others at once, so
+that a type that cannot be served is refused when its decoder is made.  Data is never
+changed, but a container that needs no conversion is used as it is.  Used by
+`_fallback_codec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import EnumType
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NewType,
+    TypeAliasType,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
+
+from tractor.msg._fallback import (
+    NODEFAULT,
+    WAYS_OUT,
+    Field,
+    Raw,
+    StructMeta,
+    field_types,
+)
+
+Converter = Callable[[Any], Any]
+DecHook = Callable[[type, Any], Any]
+
+# The type of the data -> what this is called in errors, and its converter.
+Shape = dict[type, tuple[str, Converter]]
+
+# Its structs can all be decoded, hence need not be looked at beforehand.
+_OWN_MESSAGES: Final = 'tractor.msg.types'
+
+_NAMES: Final[dict[type, str]] = {
+    NoneType: 'None',
+    bool: 'bool',
+    int: 'int',
+    float: 'float',
+    str: 'str',
+    bytes: 'bytes',
+    dict: 'object',
+    list: 'array',
+    tuple: 'array',  # in keys
+}
+# In this order a union names what it takes.
+_ORDER: Final = (*('bool', 'int', 'float', 'str', 'bytes', 'object', 'array', 'null'),)
+_CONTAINERS: Final[dict[Any, type]] = {
+    list: list,
+    tuple: tuple,
+    set: set,
+    frozenset: frozenset,
+}
+_LEAVES: Final = frozenset({NoneType, bool, int, str, bytes})
+
+
+class Mismatch(Exception):
+    """Data of the wrong type, and the path to it, innermost step first."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.path: list[str] = []
+
+    def __str__(self) -> str:
+        what = self.args[0]
+        if not self.path:
+            return str(what)
+        if self.path[0] == 'key':
+            return f'{what} - at `key` in `${"".join(reversed(self.path[1:]))}`'
+        return f'{what} - at `${"".join(reversed(self.path))}`'
+
+
+def _same(obj: Any) -> Any:
+    return obj
+
+
+def _name(obj: Any) -> str:
+    return _NAMES.get(type(obj), 'ext')
+
+
+def _unknown(spec: Any, why: str = '') -> TypeError:
+    name = getattr(spec, '__qualname__', None) if isinstance(spec, type) else None
+    return TypeError(
+        f'the payload type `{name or spec}` needs msgspec, which cannot be loaded in an'
+        f' isolated sub-interpreter{why}; {WAYS_OUT}'
+    )
+
+
+def _ambiguous(name: str, spec: Any) -> TypeError:
+    return TypeError(
+        f'a type union may not contain more than one {name}-like type:'
+        f' `{spec}` is not supported'
+    )
+
+
+class Compiler:
+    """
+    Makes converters, which call one `dec_hook`.
+
+    Args:
+        dec_hook: As `msgspec.msgpack.Decoder` takes it.
+    """
+
+    __slots__ = ('_hook', '_made')
+
+    def __init__(self, dec_hook: DecHook | None) -> None:
+        self._hook = dec_hook
+        self._made: dict[Any, Converter] = {}
+
+    def converter(self, spec: Any) -> Converter:
+        """
+        Return what makes values of a type out of plain data, or raises `Mismatch`.
+
+        Raises:
+            TypeError: No way to decode this type.
+        """
+        made = self._made.get(spec)
+        if made is not None:
+            return made
+
+        def forward(obj: Any) -> Any:
+            return self._made[spec](obj)
+
+        # A struct may contain itself.
+        self._made[spec] = forward
+        try:
+            made = self._made[spec] = self._compile(spec)
+        except TypeError:
+            del self._made[spec]
+            raise
+        return made
+
+    def _compile(self, spec: Any) -> Converter:
+        members = _members(spec)
+        if any(member is Any or member is object for member in members):
+            return _same
+        if members == [Raw]:
+            return Raw
+        members = [member for member in members if member is not Raw]
+        structs = [m for m in members if isinstance(get_origin(m) or m, StructMeta)]
+        shape: Shape = {}
+        for member in members:
+            if member not in structs:
+                self._merge(shape, self._shape(member, members), spec)
+        if structs:
+            self._merge(shape, {dict: ('object', self._structs(structs, spec))}, spec)
+        if shape.keys() >= {str, bytes}:  # both are text in other formats
+            raise _ambiguous('str', spec)
+        return _by_type(shape)
+
+    def _merge(self, shape: Shape, more: Shape, spec: Any) -> None:
+        for kind, (name, convert) in more.items():
+            there = shape.get(kind)
+            # An integer is a float as well, but rather an integer.
+            if there is not None and there[0] == name and name != 'float':
+                raise _ambiguous(name, spec)
+            if there is None or there[0] == 'float':
+                shape[kind] = name, convert
+
+    def _shape(self, spec: Any, union: list[Any]) -> Shape:
+        """Return the shape of one type that is no struct."""
+        origin, args = get_origin(spec) or spec, get_args(spec)
+        if spec in _LEAVES:
+            return {spec: ('null' if spec is NoneType else _NAMES[spec], _same)}
+        if spec is float:
+            return {float: ('float', _same), int: ('float', float)}
+        if spec is bytearray:
+            return {bytes: ('bytes', bytearray)}
+        if origin is Literal:
+            return _literal_shape(args)
+        if isinstance(spec, EnumType):
+            return _enum_shape(spec)
+        if origin in _CONTAINERS:
+            convert = self._array(_CONTAINERS[origin], args, spec is not tuple)
+            return {list: ('array', convert), tuple: ('array', convert)}
+        if origin is dict:
+            key, value = args or (Any, Any)
+            return {dict: ('object', self._dict(key, value))}
+        return self._custom(spec, union)
+
+    def _custom(self, spec: Any, union: list[Any]) -> Shape:
+        hook, cls = self._hook, get_origin(spec) or spec
+        if hook is None or not isinstance(cls, type):
+            raise _unknown(spec)
+        if set(union) - {spec, NoneType}:
+            raise TypeError(
+                'a type union with a custom type may contain only `None` besides:'
+                f' `{spec}` in `{union}` is not supported'
+            )
+        name = cls.__name__
+
+        def convert(obj: Any) -> Any:
+            if obj is None and len(union) > 1:
+                return None
+            try:
+                value = hook(spec, obj)
+            except (TypeError, ValueError) as err:
+                raise Mismatch(str(err)) from err
+            if not isinstance(value, cls):
+                raise Mismatch(f'Expected `{name}`, got `{type(value).__name__}`')
+            return value
+
+        return {object: (name, convert)}
+
+    def _array(self, make: type, args: tuple[Any, ...], has_args: bool) -> Converter:
+        if make is tuple and has_args and args[-1:] != (Ellipsis,):
+            return self._fixed_tuple(args)
+        item = self.converter(args[0]) if args else _same
+        leaf = args[0] if args and args[0] in _LEAVES else None
+        hashed = make is set or make is frozenset
+
+        def convert(obj: Any) -> Any:
+            if item is _same and not hashed:
+                return obj if make is list and type(obj) is list else make(obj)
+            # A list of one simple type is checked without a loop.
+            if leaf is not None and {*map(type, obj)} <= {leaf}:
+                return obj if make is list and type(obj) is list else make(obj)
+            values = []
+            for index, each in enumerate(obj):
+                try:
+                    value = item(each)
+                except Mismatch as err:
+                    err.path.append(f'[{index}]')
+                    raise
+                values.append(freeze(value) if hashed else value)
+            return values if make is list else make(values)
+
+        return convert
+
+    def _fixed_tuple(self, args: tuple[Any, ...]) -> Converter:
+        items = [self.converter(arg) for arg in args]
+        count = len(items)
+        leaves = list(args) if _LEAVES.issuperset(args) else None
+
+        def convert(obj: Any) -> Any:
+            if [*map(type, obj)] == leaves:
+                return tuple(obj)
+            if len(obj) != count:
+                raise Mismatch(f'Expected `array` of length {count}, got {len(obj)}')
+            values = []
+            for item, each in zip(items, obj, strict=True):
+                try:
+                    values.append(item(each))
+                except Mismatch as err:
+                    err.path.append(f'[{len(values)}]')
+                    raise
+            return tuple(values)
+
+        return convert
+
+    def _dict(self, key_type: Any, value_type: Any) -> Converter:
+        key, value = self.converter(key_type), self.converter(value_type)
+        if key is _same and value is _same:
+            return _same
+        only_keys = value is _same and key_type in _LEAVES
+
+        def convert(obj: Any) -> Any:
+            if only_keys and {*map(type, obj)} <= {key_type}:
+                return obj
+            made = {}
+            for k, v in obj.items():
+                try:
+                    k = key(k)
+                except Mismatch as err:
+                    err.path.append('key')
+                    raise
+                try:
+                    made[k] = value(v)
+                except Mismatch as err:
+                    err.path.append('[...]')
+                    raise
+            return made
+
+        return convert
+
+    def _structs(self, members: list[Any], spec: Any) -> Converter:
+        """Return what makes one of some structs, by their tags if they are several."""
+        if len(members) == 1:
+            return self._struct(members[0])
+        by_tag: dict[Any, Converter] = {}
+        keys = set()
+        for member in members:
+            config = (get_origin(member) or member).__struct_config__
+            if config.tag is None or config.tag in by_tag:
+                raise TypeError(
+                    'structs of a type union must all be tagged, each by its own tag:'
+                    f' `{spec}` is not supported'
+                )
+            by_tag[config.tag] = self._struct(member)
+            keys.add(config.tag_field)
+        if len(keys) > 1:
+            raise TypeError(
+                f'structs of a type union must have one `tag_field`, not {sorted(keys)}'
+            )
+        (key,) = keys
+        kind = type(next(iter(by_tag)))
+
+        def convert(obj: Any) -> Any:
+            try:
+                made = by_tag[obj[key]]
+            except (KeyError, TypeError):
+                raise _wrong_tag(obj, key, kind) from None
+            return made(obj)
+
+        return convert
+
+    def _struct(self, spec: Any) -> Converter:
+        cls = get_origin(spec) or spec
+        if cls.__module__ != _OWN_MESSAGES:
+            return self._generate(spec)
+        for arg in get_args(spec):
+            self.converter(arg)
+        made: list[Converter] = []
+
+        def convert(obj: Any) -> Any:
+            if not made:
+                made.append(self._generate(spec))
+            return made[0](obj)
+
+        return convert
+
+    def _generate(self, spec: Any) -> Converter:
+        """Compile the function that fills a struct out of a dict."""
+        cls = get_origin(spec) or spec
+        config, types = cls.__struct_config__, field_types(spec)
+        scope: dict[str, Any] = {
+            '_cls': cls,
+            '_new': cls.__new__,
+            '_missing': _missing,
+            '_check_keys': _check_keys,
+            '_check_tag': _check_tag,
+            'Mismatch': Mismatch,
+            'Raw': Raw,
+            'nothing': NODEFAULT,
+        }
+        body: list[str] = []
+        if config.tag is not None:
+            scope['_tag'] = config.tag
+            body.append(f'if obj.get({config.tag_field!r}) != _tag:')
+            body.append(f'    _check_tag(obj, {config.tag_field!r}, _tag)')
+        for i, (name, kind) in enumerate(types.items()):
+            convert = scope[f'_c{i}'] = self.converter(kind)
+            value = f'_c{i}(v)'
+            if convert is _same:
+                value = 'v'
+            elif kind in _LEAVES and kind is not NoneType:
+                value = f'v if type(v) is {kind.__name__} else _c{i}(v)'
+            default = cls.__struct_declared__[name]
+            absent = f'_missing(obj, {name!r})'
+            if type(default) is Field:
+                scope[f'_d{i}'] = default.default_factory
+                absent = f'_d{i}()'
+            elif default is not NODEFAULT:
+                scope[f'_d{i}'], absent = default, f'_d{i}'
+            store = f'new.{name} = '
+            if config.frozen:
+                scope[f'_s{i}'], store = getattr(cls, name).__set__, f'_s{i}'
+            body += [
+                f'v = obj.get({name!r}, nothing)',
+                'if v is nothing:',
+                '    at = None',
+                f'    {_stored(store, absent)}',
+                'else:',
+                f'    at = {name!r}',
+                f'    {_stored(store, value)}',
+            ]
+        body.append(f'if len(obj) > {len(types) + (config.tag is not None)}:')
+        body += ['    at = None', '    _check_keys(obj)']
+        lines = '\n'.join(f'        {line}' for line in body)
+        after = ''
+        if hasattr(cls, '__post_init__'):
+            after = (
+                '    try:\n'
+                '        new.__post_init__()\n'
+                '    except (TypeError, ValueError) as err:\n'
+                '        raise Mismatch(str(err)) from err\n'
+            )
+        source = (
+            'def convert(obj):\n'
+            '    new = _new(_cls)\n'
+            '    at = None\n'
+            '    try:\n'
+            f'{lines}\n'
+            '    except Mismatch as err:\n'
+            '        if at is not None: err.path.append("." + at)\n'
+            '        raise\n'
+            f'{after}'
+            '    return new\n'
+        )
+        exec(source, scope)  # of our own making: names of fields are identifiers
+        made: Converter = scope['convert']
+        return made
+
+
+def _stored(store: str, value: str) -> str:
+    return f'{store}{value}' if store.endswith('= ') else f'{store}(new, {value})'
+
+
+def _missing(obj: dict[Any, Any], name: str) -> Any:
+    _check_keys(obj)
+    raise Mismatch(f'Object missing required field `{name}`')
+
+
+def _check_keys(obj: dict[Any, Any]) -> None:
+    for key in obj:
+        if type(key) is not str:
+            err = Mismatch(f'Expected `str`, got `{_name(key)}`')
+            err.path.append('key')
+            raise err
+
+
+def _check_tag(obj: dict[Any, Any], key: str, tag: str | int) -> None:
+    """Refuse another tag; a lone struct needs none."""
+    if key in obj:
+        raise _wrong_tag(obj, key, type(tag))
+
+
+def _wrong_tag(obj: dict[Any, Any], key: str, kind: type) -> Mismatch:
+    if key not in obj:
+        _check_keys(obj)
+        return Mismatch(f'Object missing required field `{key}`')
+    tag = obj[key]
+    wrong = Mismatch(f'Invalid value {tag!r}')
+    if type(tag) is not kind:
+        got = 'null' if tag is None else _name(tag)
+        wrong = Mismatch(f'Expected `{_NAMES[kind]}`, got `{got}`')
+    wrong.path.append(f'.{key}')
+    return wrong
+
+
+def freeze(value: Any) -> Any:
+    """Return a value with its lists as tuples, as a set or a dict's key needs it."""
+    return tuple(map(freeze, value)) if type(value) is list else value
+
+
+def _members(spec: Any) -> list[Any]:
+    """Return a union's members; wrappers that mean another type are taken off."""
+    origin = get_origin(spec)
+    if origin is Union or origin is UnionType:
+        return [m for arg in get_args(spec) for m in _members(arg)]
+    if origin is Annotated:
+        return _members(spec.__origin__)
+    if isinstance(spec, TypeVar):
+        return _members(Any if spec.__bound__ is None else spec.__bound__)
+    if isinstance(spec, NewType):
+        return _members(spec.__supertype__)
+    if isinstance(spec, TypeAliasType):
+        return _members(spec.__value__)
+    return [NoneType if spec is None else spec]
+
+
+def _by_type(shape: Shape) -> Converter:
+    custom = shape.get(object)
+    if custom is not None:
+        return custom[1]
+    table = {kind: convert for kind, (_, convert) in shape.items()}
+    names = {name for name, _ in shape.values()}
+    if 'int' in names and float not in shape:
+        names.discard('float')
+    expected = ' | '.join(name for name in _ORDER if name in names)
+
+    def convert(obj: Any) -> Any:
+        found = table.get(type(obj))
+        if found is None:
+            raise Mismatch(f'Expected `{expected}`, got `{_name(obj)}`')
+        return found(obj)
+
+    return convert
+
+
+def _choice(values: dict[Any, Any]) -> Converter:
+    def convert(obj: Any) -> Any:
+        try:
+            return values[obj]
+        except KeyError:
+            raise Mismatch(f'Invalid enum value {obj!r}') from None
+
+    return convert
+
+
+def _literal_shape(args: tuple[Any, ...]) -> Shape:
+    shape: Shape = {}
+    for kind in {type(arg) for arg in args}:
+        if kind not in (NoneType, int, str):
+            raise TypeError(
+                f'Literal may only contain None, integers or strings, not {args!r}'
+            )
+        name = 'null' if kind is NoneType else _NAMES[kind]
+        shape[kind] = name, _choice({a: a for a in args if type(a) is kind})
+    return shape
+
+
+def _enum_shape(cls: EnumType) -> Shape:
+    values: dict[Any, Any] = {member.value: member for member in cls}  # type: ignore[var-annotated]
+    kinds = {type(value) for value in values}
+    if len(kinds) != 1 or not kinds <= {int, str}:
+        raise TypeError(
+            'Enums must contain either all str or all int values -'
+            f' type `{cls!r}` is not supported'
+        )
+    (kind,) = kinds
+    return {kind: (_NAMES[kind], _choice(values))}

@@ -1,0 +1,375 @@
+"""
+One sub-interpreter that runs one actor: its start, its end, and what if it has none.
+
+A thread of the parent drives it: creates the interpreter, runs `_interp_main` in it,
+destroys it.  `Interp` is the handle, with what a process handle has: `poll()`,
+`wait()`, `terminate()`, `kill()`.  Nothing can interrupt a running interpreter from
+outside, so the last two send an order over the control line, a socketpair, to a thread
+inside of it, which breaks into its Python code.  Code that is stuck in C cannot be
+reached: such an interpreter is *quarantined*.  It is cut off, everybody who waits for
+it is woken, and it is counted until its thread comes back after all.
+
+The thread is a daemon, since the process has to be able to end without it.  While an
+interpreter lives, `os.fork()` is refused: the child would crash (cpython#139759).
+Needs CPython 3.14 and its private `_interpreters`, since the public
+`concurrent.interpreters` has no way to allow daemon threads, which trio needs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import marshal
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import _interpreters  # type: ignore[import-not-found]
+import trio
+
+from .._exceptions import RuntimeFailure
+from ..log import get_logger
+
+log = get_logger()
+
+Gil = Literal['own', 'shared']
+
+BREAK: Final = b'b'  # order: break into whatever Python code runs
+REPORT: Final = b'r'  # order: give up, tell the stack and close what can be closed
+MAX_MESSAGE: Final = 64 * 1024  # bytes on the control line
+
+BREAK_TIME: Final = 1.5  # seconds to get out, from when the order has arrived
+DEAF_TIME: Final = 5.0  # seconds for it to arrive; longer is a GIL that C code holds
+REPORT_TIME: Final = 0.5  # seconds for the inside to tell where it is stuck
+
+# The order is written into it: an object that one interpreter shares with another has
+# to be freed by the one, while the other runs.
+_BOOT: Final = """\
+import gc, sys
+gc.disable()
+order = {order!r}
+sys.path[:], sys.argv[:] = order['path'], order['argv']
+{hide}
+from tractor.spawn import _interp_main
+{show}
+_interp_main.main(order)
+"""
+# Before CPython refuses a C extension it runs the first steps of it in the main
+# interpreter: not beside a main thread that uses it.
+_HIDE: Final = "sys.modules['msgspec'] = None"
+_SHOW: Final = "del sys.modules['msgspec']"
+_NO_STACK: Final = (
+    'its stack cannot be told: the code it is stuck in does not let go of the GIL'
+)
+
+_creating: Final = threading.Lock()  # one at a time, 7 ms each
+_live: Final[set[Interp]] = set()
+_quarantined: Final[set[Interp]] = set()
+_guard_state: Final[set[str]] = set()
+
+
+class Interp:
+    """
+    The handle of one interpreter, for the parent that started it.
+
+    Args:
+        name: The actor's.
+        order: What `_interp_main` is told; anything that Python can write as a literal.
+        gil: Whether it has a GIL of its own.
+        link: The parent's end of the link; cut when the interpreter is given up.
+        childs: The child's end, which the interpreter owns from its start.
+
+    Attributes:
+        pid: That of this process.
+        id: Number of the interpreter, never used twice; `None` before it exists.
+        refusal: `(module served, module that refused, for any interpreter)` if a
+            module cannot be loaded in it.
+        stuck: Where its thread is stuck, if it was given up.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        order: dict[str, Any],
+        gil: Gil,
+        link: socket.socket,
+        childs: socket.socket,
+    ) -> None:
+        self.pid = os.getpid()
+        self.id: int | None = None
+        self.name = name
+        self.gil = gil
+        self.refusal: tuple[str, str, bool] | None = None
+        self.stuck: str | None = None
+        self._order = order
+        self._link = link
+        self._line, self._childs_line = socket.socketpair(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET
+        )
+        # The inside closes both; what it could not close is found by its inode.
+        self._given = [childs, self._childs_line]
+        self._inodes = [os.fstat(s.fileno()).st_ino for s in self._given]
+        self._status: int | None = None
+        self._told: int | None = None
+        self._told_stack: str | None = None
+        self._undestroyable = False
+        self._first_order: float | None = None
+        self._arrived: float | None = None
+        self._lock = threading.RLock()
+        self._over = threading.Event()
+        self._done = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        self._thread = threading.Thread(
+            target=self._drive, name=f'tractor-subint {name}', daemon=True
+        )
+
+    def __repr__(self) -> str:
+        state = 'running' if self._status is None else f'status {self._status}'
+        return f'<Interp {self.id} of {self.name!r}, {self.gil} GIL, {state}>'
+
+    def start(self) -> None:
+        """Create the interpreter and run the actor, in a thread of its own."""
+        _refuse_forks()
+        order = self._order
+        order['link'], order['control'] = (s.detach() for s in self._given)
+        self._given_fds = [order['link'], order['control']]
+        _live.add(self)
+        self._thread.start()
+
+    def poll(self) -> int | None:
+        """Return the exit status as a process would have it; `None` while it runs."""
+        return self._status
+
+    async def wait(self) -> int | None:
+        """Wait until the interpreter is destroyed, or given up."""
+        await self._done.wait()
+        if self.stuck is None:
+            self._thread.join()
+        return self._status
+
+    def terminate(self) -> None:
+        """Break into its Python code until it is out; returns at once."""
+        if self._first_order is None:
+            self._first_order = time.monotonic()
+        self._send(BREAK)
+
+    def kill(self) -> None:
+        """Give it up unless it gets out in time; returns at once."""
+        self.terminate()
+        threading.Thread(
+            target=self._give_up, name=f'tractor-subint-stop {self.name}', daemon=True
+        ).start()
+
+    def join(self, seconds: float) -> bool:
+        """Block until it is destroyed; return whether it was in time."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive() and not self._undestroyable
+
+    # -- its thread -------------------------------------------------------------------
+
+    def _drive(self) -> None:
+        status = 1
+        try:
+            self.id = _create(self.gil)
+            own = self.gil == 'own'
+            source = _BOOT.format(
+                order=self._order, hide=_HIDE if own else '', show=_SHOW if own else ''
+            )
+            crash = _interpreters.exec(self.id, source)
+            if crash is not None:
+                sys.stderr.write(f'{crash.errdisplay}\n')
+            self._read_line()
+            if crash is None and self._told is not None:
+                status = self._told
+        except _interpreters.InterpreterError as err:
+            log.error('cannot run an interpreter for actor %r: %s', self.name, err)
+        finally:
+            self._end(status)
+
+    def _end(self, status: int) -> None:
+        if self.id is not None and not self._undestroyable:
+            try:
+                _interpreters.destroy(self.id)
+            except _interpreters.InterpreterError as err:
+                log.error('%r cannot be destroyed: %s', self, err)
+                self._undestroyable = True
+        for fd, inode in zip(self._given_fds, self._inodes, strict=True):
+            _close_if_still(fd, inode)
+        with self._lock:
+            if self._undestroyable:
+                _quarantine(self)
+            else:
+                _quarantined.discard(self)
+            _live.discard(self)
+            self._line.close()
+            self._over.set()
+            if self.stuck is None:
+                self._finish(status)
+
+    def _finish(self, status: int) -> None:
+        self._status = status
+        try:
+            self._token.run_sync_soon(self._done.set)
+        except trio.RunFinishedError:
+            log.runtime('%r outlived the trio run that had started it', self)
+
+    # -- the control line -------------------------------------------------------------
+
+    def _send(self, order: bytes) -> None:
+        with self._lock:
+            if self._line.fileno() == -1:
+                return
+            try:
+                self._line.send(order, socket.MSG_DONTWAIT)
+            except OSError as err:  # its end is closed: it is on its way out
+                log.runtime('%r takes no more orders: %s', self, err)
+
+    def _read_line(self) -> None:
+        """Take what the inside has told so far."""
+        with self._lock:
+            while self._line.fileno() != -1:
+                try:
+                    data = self._line.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
+                except OSError:  # nothing more for now
+                    return
+                if not data:
+                    return
+                self._take(*marshal.loads(data))
+
+    def _take(self, what: str, *told: Any) -> None:
+        match what:
+            case 'ended':
+                self._told, self._undestroyable = told
+            case 'refused':
+                served, refused, by_any = told
+                self.refusal = served, refused, by_any
+            case 'breaking':
+                self._arrived = time.monotonic()
+            case 'stuck':
+                self._told_stack = told[0]
+
+    # -- giving it up -----------------------------------------------------------------
+
+    def _give_up(self) -> None:
+        """Wait for the orders to help; if they do not, cut the interpreter off."""
+        assert self._first_order is not None
+        self._listen(self._first_order + DEAF_TIME, lambda: self._arrived is not None)
+        if self._over.wait(
+            max((self._arrived or 0) + BREAK_TIME - time.monotonic(), 0)
+        ):
+            return
+        self._send(REPORT)
+        self._listen(
+            time.monotonic() + REPORT_TIME, lambda: self._told_stack is not None
+        )
+        with self._lock:
+            if self._over.is_set():
+                return
+            self.stuck = self._told_stack or _NO_STACK
+            _quarantine(self)
+            try:
+                self._link.shutdown(socket.SHUT_RDWR)
+            except OSError as err:
+                log.runtime('the link to %r is closed already: %s', self, err)
+            self._finish(-signal.SIGKILL)
+
+    def _listen(self, end: float, is_told: Callable[[], bool]) -> None:
+        """Read the line until something was told, it is over, or it is too late."""
+        while True:
+            self._read_line()
+            left = end - time.monotonic()
+            with self._lock:
+                fd = self._line.fileno()
+            if is_told() or self._over.is_set() or left <= 0 or fd == -1:
+                return
+            line = select.poll()  # `select()` has a limit of 1024 descriptors
+            line.register(fd, select.POLLIN)
+            line.poll(left * 1000)
+
+
+def _create(gil: Gil) -> int:
+    """Return a new interpreter in which trio can run."""
+    if gil == 'own':
+        config = _interpreters.new_config('isolated', allow_daemon_threads=True)
+    else:
+        config = _interpreters.new_config('legacy', allow_fork=False)
+    with _creating:
+        interp: int = _interpreters.create(config, reqrefs=False)
+    return interp
+
+
+def _close_if_still(fd: int, inode: int) -> None:
+    """Close a descriptor unless its number is somebody else's by now."""
+    try:
+        if os.fstat(fd).st_ino == inode:
+            os.close(fd)
+    except OSError:  # closed, as it should be
+        return
+
+
+def quarantined() -> list[str]:
+    """Return the names of actors whose interpreters were given up and still run."""
+    return sorted(interp.name for interp in _quarantined)
+
+
+def is_main_interpreter() -> bool:
+    """Tell whether this code runs in the interpreter that the process began with."""
+    return bool(_interpreters.get_current()[0] == _interpreters.get_main()[0])
+
+
+def _quarantine(interp: Interp) -> None:
+    _quarantined.add(interp)
+    if is_main_interpreter() and 'exit' not in _guard_state:
+        _guard_state.add('exit')
+        atexit.register(_leave_with_report)
+
+
+def _leave_with_report() -> None:
+    """End the process although a thread is stuck; finalization could wait for it."""
+    if not _quarantined:
+        return
+    atexit.unregister(_leave_with_report)
+    atexit._run_exitfuncs()
+    names = ', '.join(map(repr, quarantined()))
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os.write(2, f'tractor: actors that could not be stopped: {names}\n'.encode())
+    os._exit(1)
+
+
+def end_all(seconds: float) -> bool:
+    """
+    End the interpreters that this one has started; blocks.
+
+    Args:
+        seconds: For all of them together.
+    Returns:
+        Whether all are destroyed.
+    """
+    end = time.monotonic() + seconds
+    for interp in list(_live):
+        interp.terminate()
+    left = [i for i in list(_live) if not i.join(max(end - time.monotonic(), 0))]
+    return not left and not _quarantined
+
+
+def _refuse_forks() -> None:
+    """From now on `os.fork()` is an error while an interpreter lives."""
+    if 'fork' not in _guard_state:
+        _guard_state.add('fork')
+        sys.addaudithook(_audit)
+
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+    if event in ('os.fork', 'os.forkpty') and _live:
+        names = ', '.join(sorted(repr(interp.name) for interp in _live))
+        raise RuntimeFailure(
+            f'{event}() is refused while actors live in sub-interpreters ({names}): '
+            'the forked process would crash; use subprocess, or the process backends'
+        )

@@ -1,0 +1,373 @@
+"""
+The inside of a sub-interpreter that runs an actor: its main, and how it is stopped.
+
+`Control` is a thread parked on the control line.  On the order to break in it raises
+`Stopped` in every thread of this interpreter, again and again, since code may swallow
+it, until the actor's thread is out of its guard.  The first time it leaves the actor
+some time to unwind in order.  What sits in a blocking C call is not reached: then the
+control thread tells the stack, and closes every socket of this interpreter, which
+wakes many such calls.
+"""
+
+from __future__ import annotations
+
+import _thread
+import ctypes
+import gc
+import importlib
+import logging
+import marshal
+import os
+import re
+import select
+import socket
+import ssl
+import stat
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+import _interpreters  # type: ignore[import-not-found]
+import trio
+
+from .. import log as _log
+from ..discovery._addr import wrap_address
+from ..ipc._chan import Channel
+from ..ipc._link import LinkStream
+from ..runtime import _state
+from ..runtime._boot import async_main
+from ..runtime._runtime import Actor
+from ..trionics.patches import apply_all
+
+log = _log.get_logger()
+
+UNWIND: Final = 150  # milliseconds that the first `Stopped` has before there are more
+REPEAT: Final = 10  # milliseconds between those
+POLL: Final = 0.0005  # seconds between two looks at whether the control thread is over
+SLICE: Final = 0.02  # seconds that a `time.sleep()` cannot be broken into
+CHILDREN: Final = 2.0  # seconds for interpreters that this one has started
+WORKERS: Final = 0.5  # seconds for idle worker threads to notice that they are
+IDLE_WORKER: Final = 0.05  # seconds after which they do
+MAX_STACK: Final = 16 * 1024  # characters of a stack that are told
+
+# The processes that `multiprocessing` keeps for each interpreter that uses it.
+_MP_HELPERS: Final = (
+    ('multiprocessing.forkserver', '_forkserver'),
+    ('multiprocessing.resource_tracker', '_resource_tracker'),
+)
+
+# How C extensions say that they cannot be loaded: in interpreters with their own GIL,
+# and in any but the first one (CPython; numpy, Cython, PyO3).
+_REFUSED_HERE: Final = re.compile(r'does not support loading in subinterpreters')
+_REFUSED_ANYWHERE: Final = re.compile(
+    r'more than once per process|Interpreter change detected|'
+    r'do(es)? not (yet )?support subinterpreters',
+    re.IGNORECASE,
+)
+
+
+_nap: Final = time.sleep  # before it is cut into slices
+_SOCKETS: Final = (socket.socket, ssl.SSLSocket)
+
+
+class Stopped(BaseException):
+    """Raised by the control thread wherever this interpreter's code is."""
+
+
+class Control:
+    """
+    The thread that can stop this interpreter, and its line to the parent.
+
+    It takes no lock that the threads it breaks into take, those of `threading` and of
+    `logging` included: one that `Stopped` leaves locked stays so.
+
+    Args:
+        fd: This end of the control line, owned from now on.
+
+    Attributes:
+        broken: It was told to break in.
+        wake: Wakes the trio loop, once there is one.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.broken = False
+        self._ident = 0
+        self._over = False
+        self.wake: Callable[[], None] | None = None
+        self._line = socket.socket(fileno=fd)
+        self._disarmed = False
+        self._actor_thread = _thread.get_ident()
+        self._raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+
+    def start(self) -> None:
+        """Start the thread."""
+        _thread.start_new_thread(self._run, ())
+
+    def _run(self) -> None:
+        self._ident = _thread.get_ident()
+        try:
+            self._take_orders()
+        finally:
+            self._over = True
+
+    def _take_orders(self) -> None:
+        line = select.poll()  # `select()` has a limit of 1024 descriptors
+        line.register(self._line, select.POLLIN)
+        pause: float | None = None  # in milliseconds
+        while True:
+            if line.poll(pause):
+                order = self._line.recv(16)
+                if not order or self._disarmed:
+                    return
+                if order == b'r':
+                    self._report()
+                    pause = REPEAT
+                else:
+                    pause = UNWIND
+            else:
+                pause = REPEAT
+            self._break_in()
+
+    def guard(self, *stages: Callable[[], None]) -> None:
+        """Run one stage after the other; `Stopped` ends one and goes on to the next."""
+        left = list(stages)
+        while True:
+            try:
+                while left:
+                    left.pop(0)()
+                self._disarm()
+                return
+            except Stopped:
+                continue
+
+    def _disarm(self) -> None:
+        """End the thread, and with it what it raises; may itself be broken into."""
+        self._disarmed = True
+        self._line.shutdown(socket.SHUT_RD)
+        while not self._over:
+            _nap(POLL)
+        self._raise_in(ctypes.c_ulong(self._actor_thread), None)  # one on its way
+
+    def _break_in(self) -> None:
+        if not self.broken:
+            self.broken = True
+            self.tell('breaking')
+            # What is torn apart from here on has nothing more to say.
+            logging.disable()
+            warnings.simplefilter('ignore')
+            sys.unraisablehook = _say_nothing
+        for ident in sys._current_frames():
+            if ident != self._ident and not self._disarmed:
+                self._raise_in(ctypes.c_ulong(ident), ctypes.py_object(Stopped))
+        if self.wake is not None:
+            with suppress(OSError):  # there is no loop any more
+                self.wake()
+
+    def _report(self) -> None:
+        frame = sys._current_frames().get(self._actor_thread)
+        stack = '' if frame is None else ''.join(traceback.format_stack(frame))
+        self.tell('stuck', stack[-MAX_STACK:])
+        # Not what wakes the trio loop: it may get to wait there once more.
+        close_sockets(lambda sock: sock is self._line or is_pair(sock))
+
+    def tell(self, *message: Any) -> None:
+        """Send a message to the parent; one that nobody reads any more is dropped."""
+        with suppress(OSError):  # its end is closed
+            self._line.send(marshal.dumps(message))
+
+    def close(self) -> None:
+        """Close the line; nothing is told afterwards."""
+        self._line.close()
+
+
+def _say_nothing(unraisable: object) -> None:
+    """Drop what finalizers of abandoned frames complain about."""
+
+
+def is_pair(sock: socket.socket) -> bool:
+    """Tell whether a socket is one end of a pair, which nobody else can reach."""
+    try:
+        return sock.family == socket.AF_UNIX and not (
+            sock.getsockname() or sock.getpeername()
+        )
+    except OSError:  # it is not connected, or closed
+        return False
+
+
+def close_sockets(keeps: Callable[[socket.socket], bool]) -> None:
+    """Shut down and close the sockets of this interpreter, and remove their files."""
+    # By their type: a weak proxy would rather have itself asked.
+    sockets = [found for found in gc.get_objects() if type(found) in _SOCKETS]
+    for found in sockets:
+        if keeps(found):
+            continue
+        with suppress(OSError):  # not connected, or closed, or its file is gone
+            name = found.getsockname()
+            listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            named = found.family == socket.AF_UNIX and name and listens
+            if named and stat.S_ISSOCK(os.stat(name).st_mode):
+                os.unlink(name)
+            found.shutdown(socket.SHUT_RDWR)
+        found.close()
+
+
+class Run:
+    """
+    One actor in this interpreter.
+
+    Args:
+        order: As `_subint` has put it together.
+        control: The thread that can stop it.
+
+    Attributes:
+        status: The exit status that a process would have had.
+    """
+
+    def __init__(self, order: dict[str, Any], control: Control) -> None:
+        self.status = 1
+        self._order = order
+        self._control = control
+        self._link = socket.socket(fileno=order['link'])
+        self._undestroyable = False
+
+    def actor(self) -> None:
+        """Be the actor to its end."""
+        try:
+            self._serve()
+        except Stopped:
+            raise
+        except SystemExit as err:
+            code = err.code
+            self.status = code if isinstance(code, int) else int(code is not None)
+            if isinstance(code, str):
+                sys.stderr.write(f'{code}\n')
+        except BaseException:
+            if self._control.broken:  # trio's own words for what `Stopped` did to it
+                raise Stopped from None
+            traceback.print_exc()
+
+    def _serve(self) -> None:
+        order = self._order
+        name, uuid = order['uid']
+        _state.adopt_interpreter(_interpreters.get_current()[0])
+        apply_all()
+        actor = Actor(name=name, uuid=uuid, loglevel=order['loglevel'])
+        actor.enable_modules = order['modules']
+        actor._parent_main_data = order['main']
+        if self._is_refused(actor):
+            return
+        _state._current_actor = actor
+        if actor.loglevel is not None:
+            _log.get_console_log(actor.loglevel, name='tractor')
+        gc.freeze()
+        gc.enable()
+        try:
+            trio.run(partial(self._main, actor))
+            self.status = 0
+        finally:
+            _state._last_actor_terminated = actor
+            _state._current_actor = None
+
+    async def _main(self, actor: Actor) -> None:
+        # Not the token itself, which takes a lock that its loop takes, too.
+        wakeup = trio.lowlevel.current_trio_token()._reentry_queue.wakeup
+        self._control.wake = wakeup.wakeup_thread_and_signal_safe
+        parent = wrap_address(tuple(self._order['parent_addr']))
+        chan = Channel(LinkStream(self._link, raddr=parent))
+        await async_main(actor, parent_addr=chan)
+
+    def _is_refused(self, actor: Actor) -> bool:
+        """
+        Load what is served; tell the parent if that cannot be loaded here.
+
+        Any other error is left to the actor's own attempt, when the parent listens.
+        """
+        try:
+            actor.load_modules()
+        except ImportError as err:
+            text = str(err)
+            by_any = bool(_REFUSED_ANYWHERE.search(text))
+            if not by_any and not _REFUSED_HERE.search(text):
+                log.runtime('importing failed, the parent will be told: %r', err)
+                return False
+            missing = (name for name in actor.enable_modules if name not in sys.modules)
+            served = next(missing, '__main__')
+            self._control.tell('refused', served, _importer(err) or text, by_any)
+            return True
+        except Exception as err:
+            log.runtime('importing failed, the parent will be told: %r', err)
+        return False
+
+    def settle(self) -> None:
+        """Wait for what has to be gone before the interpreter can be destroyed."""
+        interps = sys.modules.get('tractor.spawn._interp')
+        if interps is not None:
+            self._undestroyable = not interps.end_all(CHILDREN)
+        for module, helper in _MP_HELPERS:
+            # A process would leave them to init; here they would stay as zombies.
+            found = getattr(sys.modules.get(module), helper, None)
+            if found is not None:
+                found._stop()
+        threading._shutdown()  # type: ignore[attr-defined]
+        end = time.monotonic() + WORKERS
+        for thread in threading.enumerate():
+            if thread.name.startswith('Trio thread'):
+                thread.join(max(end - time.monotonic(), 0))
+
+    def close(self) -> None:
+        """Leave nothing open, and tell the parent how it went."""
+        if self._control.broken:
+            self.status = -15  # as a process that SIGTERM ended
+            close_sockets(lambda sock: sock is self._control._line)
+        self._link.close()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        logging.shutdown()
+        gc.unfreeze()  # else the end of the interpreter would free nothing
+        self._control.tell('ended', self.status, self._undestroyable)
+        self._control.close()
+
+
+def _importer(err: ImportError) -> str | None:
+    """Return the package whose import of its own extension failed."""
+    found = None
+    trace = err.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_globals.get('__name__', '')
+        if not name.startswith('importlib.'):
+            found = name.partition('.')[0]
+        trace = trace.tb_next
+    return found
+
+
+def _sliced(sleep: Callable[[float], None]) -> Callable[[Any], None]:
+    """Return `time.sleep()` in slices, between which it can be stopped."""
+
+    def sliced_sleep(seconds: Any, /) -> None:
+        if not isinstance(seconds, int | float) or not seconds > SLICE:
+            sleep(seconds)  # also for what is no number of seconds
+            return
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            sleep(min(left, SLICE))
+
+    return sliced_sleep
+
+
+def main(order: dict[str, Any]) -> None:
+    """Run the actor that `order` describes, then leave nothing behind."""
+    control = Control(order['control'])
+    run = Run(order, control)
+    time.sleep = _sliced(time.sleep)
+    cache: Any = importlib.import_module('trio._core._thread_cache')
+    cache.IDLE_TIMEOUT = IDLE_WORKER  # an interpreter with threads is not destroyed
+    # Inside of its own guard: an order may have come already.
+    control.guard(control.start, run.actor, run.settle)
+    run.close()

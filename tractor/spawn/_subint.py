@@ -1,0 +1,134 @@
+"""
+Sub-interpreter backend.  `kill()` breaks into Python code; code stuck in C is reported.
+
+An actor gets an interpreter with a GIL of its own, so that the actors of one process
+compute in parallel.  Where a module that it has to serve refuses to be loaded there,
+mode `auto` starts it again on the GIL of the main interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from .._exceptions import ActorFailure, RuntimeFailure
+from ..ipc._chan import Channel
+from ..log import get_logger
+from ..runtime import _state
+from . import _mp_fixup_main, _spawn
+
+if TYPE_CHECKING:
+    from .._exceptions import Uid
+    from ..runtime._portal import Portal
+    from ..runtime._runtime import Actor
+    from ..runtime._supervise import ActorNursery
+    from ._interp import Gil, Interp
+
+log = get_logger()
+
+_MODES: Final[dict[str, tuple[Gil, ...]]] = {
+    'auto': ('own', 'shared'),
+    'own': ('own',),
+    'shared': ('shared',),
+}
+
+
+def unavailable() -> str | None:
+    """Return why this interpreter cannot host the backend, or `None`."""
+    if sys.version_info < (3, 14):
+        return f'subint needs Python 3.14, this is {platform.python_version()}'
+    if sys.implementation.name != 'cpython':
+        return f'subint needs CPython, this is {sys.implementation.name}'
+    return None
+
+
+async def subint_proc(
+    name: str,
+    actor_nursery: ActorNursery,
+    subactor: Actor,
+    errors: dict[Uid, BaseException],
+    bind_addrs: list[Any] | None,
+    parent_addr: Any,
+    _runtime_vars: dict[str, Any],
+    *,
+    infect_asyncio: bool = False,
+    task_status: trio.TaskStatus[Portal] = trio.TASK_STATUS_IGNORED,
+    proc_kwargs: dict[str, Any] | None = None,
+) -> None:
+    """The backend `subint`: an interpreter of this process."""
+    if proc_kwargs:
+        raise ValueError(
+            f'{sorted(proc_kwargs)} in `proc_kwargs`: a sub-interpreter is no process '
+            'that takes them'
+        )
+    if reason := unavailable():
+        raise RuntimeFailure(f'actor {name!r} cannot be started: {reason}')
+    if subactor._inherit_parent_main:
+        subactor._parent_main_data = _mp_fixup_main.describe()
+    mode = subactor._subint_gil or _state.subint_gil()
+    launched: list[Interp] = []
+    for gil in _MODES[mode]:
+
+        async def launch(gil: Gil = gil) -> _spawn.Launched:
+            interp = _start(actor_nursery._actor, subactor, parent_addr, gil)
+            launched.append(interp)
+            return interp, type(interp).wait
+
+        try:
+            await _spawn._live(
+                launch, actor_nursery, subactor, bind_addrs, _runtime_vars, task_status
+            )
+            return
+        except ActorFailure as err:
+            refusal = launched[-1].refusal if launched else None
+            if refusal is None:
+                raise
+            served, refused, by_any = refusal
+            if by_any or gil == 'shared':
+                raise ActorFailure(
+                    f'actor {name!r} cannot serve {served!r} in a sub-interpreter: '
+                    f'{refused!r} can be loaded once per process only; use a process '
+                    "backend: start_method='trio'"
+                ) from err
+            if mode == 'own':
+                raise ActorFailure(
+                    f'actor {name!r} cannot serve {served!r} on a GIL of its own: '
+                    f"{refused!r} refuses to be loaded there; use gil='shared', or a "
+                    "process backend: start_method='trio'"
+                ) from err
+            log.warning(
+                'actor %r runs on the GIL of the main interpreter: %r, which %r needs, '
+                'refuses to be loaded on another one',
+                name,
+                refused,
+                served,
+            )
+
+
+def _start(parent: Actor, subactor: Actor, parent_addr: Any, gil: Gil) -> Interp:
+    """Start the thread and return its handle; connecting back is not awaited."""
+    # On interpreters that do not have it, this module can still tell so.
+    from ..ipc._link import LinkStream
+    from ._interp import Interp
+
+    server = parent.ipc_server
+    assert server is not None
+    ours, childs = socket.socketpair()
+    order = {
+        'path': [os.fspath(entry) for entry in sys.path],
+        'argv': list(sys.argv),
+        'uid': tuple(subactor.aid.uid),
+        'loglevel': subactor.loglevel,
+        'modules': dict(subactor.enable_modules),
+        'main': dict(subactor._parent_main_data),
+        'parent_addr': tuple(parent_addr),
+    }
+    interp = Interp(subactor.aid.name, order, gil, ours, childs)
+    server.adopt(Channel(LinkStream(ours)))
+    interp.start()
+    return interp
