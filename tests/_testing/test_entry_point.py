@@ -178,9 +178,9 @@ def test_unrelated_suite_loads_the_plugin_only(run):
     """Neither trio nor a part of the runtime, nor the modules with more fixtures."""
     done = run(UNRELATED, '-q', '-s')
     [loaded] = [line for line in done.stdout.splitlines() if line[:6] == 'LOADED']
-    own = ('_lazy', '_testing', '_testing.pytest', '_testing._options')
-    expected = {'tractor', *(f'tractor.{name}' for name in own)}
-    assert set(loaded.split()[1:]) <= expected | {'tractor._testing._usage'}
+    own = ('pytest', '_backends', '_options', '_usage')
+    package = {'tractor', 'tractor._lazy', 'tractor._testing'}
+    assert set(loaded.split()[1:]) <= package | {f'tractor._testing.{n}' for n in own}
     assert PLUGIN in loaded
 
 

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import pytest
 
-DEFAULT_BACKEND: Final = 'trio'
+from tractor._testing import _backends
+
 DEFAULT_TRANSPORTS: Final = ('tcp',)
 
 
@@ -39,9 +40,11 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         '--spawn-backend',
         dest='spawn_backend',
-        metavar='KEY',
-        default=DEFAULT_BACKEND,
-        help='how actors are started (default: %(default)s)',
+        metavar='KEY[,KEY...]',
+        action=_backends.AddKeys,
+        default=_backends.DEFAULT,
+        help='how actors are started (default: %(default)s); with several keys, or '
+        "'all', each test that uses a backend runs under each",
     )
     group.addoption(
         '--tpdb',
@@ -122,9 +125,9 @@ def runtime_level(option: argparse.Namespace) -> str | None:
 
 
 def any_given(option: argparse.Namespace) -> bool:
-    """Tell whether one of the options has another value than its default."""
+    """Tell whether a backend was named, or an option has not its default."""
     return bool(
-        option.spawn_backend != DEFAULT_BACKEND
+        _backends.given_keys(option)
         or option.tractor_debug_mode
         or option.enable_stackscope
         or tuple(option.tpt_protos) != DEFAULT_TRANSPORTS

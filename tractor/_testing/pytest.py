@@ -17,18 +17,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from tractor._testing import _options, _usage
+from tractor._testing import _backends, _options, _usage
 
 if TYPE_CHECKING:
     from tractor.log import StackLevelAdapter
     from tractor.runtime._state import TransportProtocolKey
-
-# Names a test may be marked for although no release offers them yet.
-_RESERVED_BACKENDS: Final = ('subint', 'subint_forkserver', 'main_thread_forkserver')
 
 _FORKING_SPAWNERS: Final = frozenset({'mp_forkserver', 'main_thread_forkserver'})
 
@@ -45,14 +42,6 @@ _MARKERS: Final = (
     'has_nested_actors: the test starts actors from actors',
     'trio: the test runs on trio',
 )
-
-
-def _spawn_backends() -> tuple[str, ...]:
-    """Return the keys of all backends."""
-    # Importing the plugin must not load the runtime, and trio with it.
-    from tractor.spawn._spawn import SpawnMethodKey
-
-    return get_args(SpawnMethodKey)
 
 
 # -- command line ------------------------------------------------------------
@@ -79,10 +68,8 @@ def pytest_add_common_options(parser: pytest.Parser) -> Iterator[None]:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Refuse, or warn of, a capture mode that hangs with a forking backend."""
     options = early_config.known_args_namespace
-    if (
-        options.capture != 'fd'
-        or options.spawn_backend not in _CAPSYS_REQUIRED_SPAWNERS
-    ):
+    asked = options.spawn_backend.split(',')
+    if options.capture != 'fd' or _CAPSYS_REQUIRED_SPAWNERS.isdisjoint(asked):
         return
 
     problem = (
@@ -103,7 +90,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line('markers', marker)
     if _usage.is_named(config) or _options.any_given(config.option):
         _activate(config)
-        _select_backend(config)
+        _backends.select(config)
 
 
 def _activate(config: pytest.Config) -> None:
@@ -118,33 +105,23 @@ def _activate(config: pytest.Config) -> None:
     config.stash[_ACTIVE] = True
 
 
-def _select_backend(config: pytest.Config) -> None:
-    """Make the chosen backend the active one."""
-    backend = config.option.spawn_backend
-    if backend not in _spawn_backends():
-        raise pytest.UsageError(
-            f'--spawn-backend: unknown backend {backend!r}; '
-            f'known are {", ".join(_spawn_backends())}'
-        )
-    from tractor.spawn._spawn import try_set_start_method
-
-    try:
-        try_set_start_method(backend)
-    except RuntimeError as err:
-        raise pytest.UsageError(f'--spawn-backend={backend}: {err}') from err
-
-
-def pytest_report_header(config: pytest.Config) -> str | None:
-    """Show the options the session runs with, if it asked for actors."""
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Show the options of a session that asked for actors, and what it cannot run."""
     if not config.stash.get(_ACTIVE, False):
-        return None
+        return []
     option = config.option
-    return (
-        f'tractor: spawn_backend={option.spawn_backend} '
+    backends = _backends.of(config)
+    options = (
+        f'tractor: spawn_backend={",".join(backends.keys)} '
         f'tpt_protos={",".join(option.tpt_protos)} '
         f'debug_mode={option.tractor_debug_mode} '
         f'loglevel={_options.runtime_level(option)}'
     )
+    lacking = [
+        f'tractor: skips backend {key}: {reason}'
+        for key, reason in backends.lacking.items()
+    ]
+    return [options, *lacking]
 
 
 # -- collection and summary --------------------------------------------------
@@ -162,14 +139,15 @@ def pytest_collection_modifyitems(
         _activate(config)
     for item in items:
         _usage.surround(item)
+        _backends.put_first(item)
         if marks := list(item.iter_markers('skipon_spawn_backend')):
             _skip_if_excluded(item, marks)
 
 
 def _skip_if_excluded(item: pytest.Item, marks: list[pytest.Mark]) -> None:
-    """Skip a test that one of its marks excludes from the active backend."""
-    backend = item.config.option.spawn_backend
-    known = tuple(dict.fromkeys((*_spawn_backends(), *_RESERVED_BACKENDS)))
+    """Skip a test that one of its marks excludes from the backend it runs under."""
+    backend = _backends.of_test(item)
+    known = _backends.known_or_reserved()
     for mark in marks:
         for name in mark.args:
             if name not in known:
@@ -183,12 +161,8 @@ def _skip_if_excluded(item: pytest.Item, marks: list[pytest.Mark]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give `start_method` the session's backend, shown in the test's id."""
-    if 'start_method' in _usage.own_fixtures(metafunc.definition):
-        backend = metafunc.config.option.spawn_backend
-        metafunc.parametrize(
-            'start_method', [backend], scope='session', ids=[f'start_method={backend}']
-        )
+    """Run a test under each backend of the session, shown in the test's id."""
+    _backends.parametrize(metafunc)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -210,15 +184,33 @@ def debug_mode(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope='session')
-def spawn_backend(request: pytest.FixtureRequest) -> str:
-    """The key of the active backend."""
-    return str(request.config.option.spawn_backend)
+def _select_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The key of the active backend; one that is a parameter becomes the active one."""
+    option = request.config.option
+    if not hasattr(request, 'param'):
+        yield option.spawn_backend
+        return
+    # The runtime is loaded by a session that uses it, not by the plugin.
+    from tractor.spawn import _spawn
+
+    before = _spawn._spawn_method, option.spawn_backend
+    _spawn.try_set_start_method(request.param)
+    option.spawn_backend = request.param
+    yield request.param
+    _spawn.try_set_start_method(before[0])
+    option.spawn_backend = before[1]
 
 
 @pytest.fixture(scope='session')
-def start_method(spawn_backend: str) -> str:
+def spawn_backend(_select_backend: str) -> str:
+    """The key of the active backend."""
+    return _select_backend
+
+
+@pytest.fixture(scope='session')
+def start_method(_select_backend: str) -> str:
     """The key of the active backend, shown in the test's id."""
-    return spawn_backend
+    return _select_backend
 
 
 @pytest.fixture(scope='session')
@@ -309,10 +301,12 @@ def alert_on_finish(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def _reset_runtime_vars() -> Iterator[None]:
-    """Undo what the test changed in the process-wide runtime variables."""
+    """Undo what the test changed in the process-wide runtime variables and backend."""
     # The runtime is loaded by the first test, not by the plugin.
     from tractor.runtime import _state
+    from tractor.spawn import _spawn
 
+    backend = _spawn._spawn_method
     live = _state._runtime_vars
     before: dict[str, Any] = {
         key: list(value) if isinstance(value, list) else value
@@ -322,6 +316,8 @@ def _reset_runtime_vars() -> Iterator[None]:
     # In place: the runtime's modules share the one dict.
     live.clear()
     live.update(before)
+    if _spawn._spawn_method != backend:
+        _spawn.try_set_start_method(backend)
 
 
 @pytest.fixture
