@@ -13,7 +13,10 @@ from tractor._testing import repodir
 # A runtime with three backends, of which this interpreter lacks one; loaded with `-p`.
 FAKE = """
 from typing import Literal
+from tractor.runtime import _state
 from tractor.spawn import _spawn
+
+_state.set_subint_gil = lambda mode: setattr(_state, 'subint_gil_here', mode)
 
 real = _spawn.try_set_start_method
 _spawn.SpawnMethodKey = Literal['trio', 'mp_spawn', 'subint']
@@ -250,3 +253,51 @@ def test_unknown_key_among_several_is_a_usage_error(run_fake, keys):
     assert "unknown backend 'quantum'; known are trio, mp_spawn, subint, and 'all'" in (
         run.stderr
     )
+
+
+def test_first_that_can_run_is_the_backend_of_the_others(run_fake):
+    """Outside of the tests with a parameter the option names one that is there."""
+    source = (
+        'def test_option(pytestconfig):\n'
+        '    from tractor.spawn import _spawn\n'
+        '    assert pytestconfig.option.spawn_backend == "mp_spawn"\n'
+        '    assert _spawn._spawn_method == "mp_spawn"\n'
+    )
+    run = run_fake('--spawn-backend=subint,mp_spawn,trio', source=source)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+# -- the GIL of sub-interpreters -------------------------------------------------------
+
+GIL = """
+from tractor.runtime import _state
+
+def test_mode(subint_gil):
+    assert (subint_gil, getattr(_state, 'subint_gil_here', None)) == {expected}
+"""
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected', 'shown'),
+    [
+        (('--spawn-backend=all',), ('auto', 'auto'), ' subint_gil=auto'),
+        (('--spawn-backend=all', '--subint-gil=own'), ('own', 'own'), '=own'),
+        (('--spawn-backend=trio,mp_spawn', '--subint-gil=own'), ('own', None), ''),
+        ((), ('auto', None), ''),
+    ],
+)
+def test_mode_is_set_for_actors_in_interpreters(run_fake, arguments, expected, shown):
+    """If one of the asked backends has such actors; the header shows it then only."""
+    run = run_fake(*arguments, source=GIL.format(expected=expected))
+    assert run.returncode == 0, run.stdout + run.stderr
+    [header] = re.findall(r'^tractor: spawn_backend=.*$', run.stdout, re.M)
+    assert header.endswith(shown)
+    assert ('subint_gil' in header) is bool(shown)
+
+
+def test_unknown_mode_is_a_usage_error(run_fake):
+    """The message lists the three."""
+    run = run_fake('--subint-gil=none')
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "invalid choice: 'none'" in run.stderr
+    assert 'shared' in run.stderr

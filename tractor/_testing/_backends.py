@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import pytest
@@ -32,6 +33,10 @@ ALL: Final = 'all'
 
 # Names a test may be marked for although not every release offers them.
 RESERVED: Final = ('subint', 'subint_forkserver', 'main_thread_forkserver')
+
+# Backends whose actors live in sub-interpreters, with their own GIL or a shared one.
+_SUBINT: Final = frozenset({'subint', 'subint_forkserver'})
+GIL_MODES: Final = ('auto', 'own', 'shared')
 
 # The fixture that selects the backend of a test.
 SELECTOR: Final = '_select_backend'
@@ -90,6 +95,11 @@ class Backends:
         return len(self.keys) > 1
 
     @property
+    def in_interpreters(self) -> bool:
+        """Whether some of the actors live in sub-interpreters."""
+        return not _SUBINT.isdisjoint(self.keys)
+
+    @property
     def first(self) -> str:
         """The key in force where no test has one of its own."""
         return next(key for key in self.keys if key not in self.lacking)
@@ -116,6 +126,7 @@ def select(config: pytest.Config) -> Backends:
     """
     Find out which of the asked backends are there, and make the first of those active.
 
+    The GIL mode of the session becomes that of the process if a backend has one.
     Afterwards `config.option.spawn_backend` is its key.
 
     Raises:
@@ -139,6 +150,10 @@ def select(config: pytest.Config) -> Backends:
         )
     if backends.several:
         try_set_start_method(backends.first)  # type: ignore[arg-type]
+    if backends.in_interpreters:
+        # By name: a runtime without such a backend has no such function either.
+        state = import_module('tractor.runtime._state')
+        state.set_subint_gil(config.option.subint_gil)
     config.option.spawn_backend = backends.first
     config.stash[KEY] = backends
     return backends

@@ -47,6 +47,14 @@ def add_options(parser: pytest.Parser) -> None:
         "'all', each test that uses a backend runs under each",
     )
     group.addoption(
+        '--subint-gil',
+        dest='subint_gil',
+        choices=_backends.GIL_MODES,
+        default=_backends.GIL_MODES[0],
+        help='whose GIL actors in sub-interpreters have (default: %(default)s); '
+        'without effect on other backends',
+    )
+    group.addoption(
         '--tpdb',
         dest='tractor_debug_mode',
         action='store_true',
@@ -128,6 +136,7 @@ def any_given(option: argparse.Namespace) -> bool:
     """Tell whether a backend was named, or an option has not its default."""
     return bool(
         _backends.given_keys(option)
+        or option.subint_gil != _backends.GIL_MODES[0]
         or option.tractor_debug_mode
         or option.enable_stackscope
         or tuple(option.tpt_protos) != DEFAULT_TRANSPORTS

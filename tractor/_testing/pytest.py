@@ -117,6 +117,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f'debug_mode={option.tractor_debug_mode} '
         f'loglevel={_options.runtime_level(option)}'
     )
+    if backends.in_interpreters:
+        options += f' subint_gil={option.subint_gil}'
     lacking = [
         f'tractor: skips backend {key}: {reason}'
         for key, reason in backends.lacking.items()
@@ -211,6 +213,12 @@ def spawn_backend(_select_backend: str) -> str:
 def start_method(_select_backend: str) -> str:
     """The key of the active backend, shown in the test's id."""
     return _select_backend
+
+
+@pytest.fixture(scope='session')
+def subint_gil(request: pytest.FixtureRequest) -> str:
+    """The GIL mode of actors in sub-interpreters: `'auto'`, `'own'` or `'shared'`."""
+    return str(request.config.option.subint_gil)
 
 
 @pytest.fixture(scope='session')
