@@ -2,10 +2,11 @@
 What every test of the suite is held to: it leaves nothing behind.
 
 Owns the leak check, which runs around each test, and the options of the long proofs.
-After a test there may be no process, thread, file descriptor, socket file or shared
-memory segment that was not there before; whoever is slow gets `GRACE_SECONDS`.  What is
-still there then fails the test by name, and is removed or counted as known, so that no
-later test fails for it.  A clean test pays for a few directory listings: 0.2 ms.
+After a test there may be no process, thread, sub-interpreter, file descriptor, socket
+file or shared memory segment that was not there before; whoever is slow gets
+`GRACE_SECONDS`.  What is still there then fails the test by name, and is removed or
+counted as known, so that no later test fails for it.  A clean test pays for a few
+directory listings: 0.2 ms.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ SHARED_MEMORY: Final = Path('/dev/shm')
 SOCKET_NAME: Final = re.compile(r'.+@(\d+)\.sock')
 # The default registry's socket: its number is a port's, not that of a process.
 REGISTRY_SOCKET: Final = 'registry@1616.sock'
+# Threads that drive actors in sub-interpreters: daemons, and yet to be joined.
+ACTOR_THREAD: Final = 'tractor-subint '
 
 pytest_plugins = ('pytester',)
 
@@ -120,9 +123,10 @@ type Leak = tuple[str, Callable[[], object]]
 
 def nothing() -> None:
     """
-    Leave a thread or a descriptor alone: the next test starts with it.
+    Leave a thread, interpreter or descriptor alone: the next test starts with it.
 
-    Closing a descriptor behind its owner's back would break whoever gets its number.
+    Closing a descriptor behind its owner's back would break whoever gets its number,
+    and an interpreter that still runs cannot be destroyed.
     """
 
 
@@ -139,11 +143,12 @@ def listed(directory: Path | str | None) -> set[str]:
 class Holdings:
     """What this process and its children hold at one moment, for comparison."""
 
-    __slots__ = ('fds', 'pids', 'segments', 'sockets', 'threads')
+    __slots__ = ('fds', 'interpreters', 'pids', 'segments', 'sockets', 'threads')
 
     def __init__(self) -> None:
         self.pids = listed(PROC)
         self.threads = set(threading.enumerate())
+        self.interpreters = interpreter_ids()
         self.fds = listed('/proc/self/fd')
         self.sockets = listed(socket_directory())
         self.segments = listed(SHARED_MEMORY)
@@ -153,6 +158,7 @@ class Holdings:
         return [
             *self.leaked_processes(),
             *self.leaked_threads(),
+            *self.leaked_interpreters(),
             *self.leaked_fds(),
             *self.leaked_sockets(),
             *self.leaked_segments(),
@@ -194,11 +200,21 @@ class Holdings:
         return [name for name in listed(PROC) - self.pids if name.isdigit()]
 
     def leaked_threads(self) -> Iterator[Leak]:
-        """Give new threads; trio caches its worker threads, daemons do not count."""
+        """
+        Give new threads; trio caches its worker threads.
+
+        Of the daemons only those count that drive an actor.
+        """
         for thread in threading.enumerate():
             known = thread in self.threads or thread.name.startswith('Trio thread')
-            if not known and not thread.daemon:
+            counts = not thread.daemon or thread.name.startswith(ACTOR_THREAD)
+            if counts and not known:
                 yield f'thread {thread.name!r}', nothing
+
+    def leaked_interpreters(self) -> Iterator[Leak]:
+        """Give new sub-interpreters."""
+        for number in sorted(interpreter_ids() - self.interpreters):
+            yield f'sub-interpreter {number}', nothing
 
     def leaked_fds(self) -> Iterator[Leak]:
         """Give new file descriptors, except those that lead to a helper."""
@@ -233,6 +249,15 @@ class Holdings:
                     if str(path) in (PROC / name / 'maps').read_text(errors='replace'):
                         return True
         return False
+
+
+def interpreter_ids() -> set[int]:
+    """Return the interpreters of this process; before 3.14 no actor lives in one."""
+    if sys.version_info < (3, 14):
+        return set()
+    import _interpreters  # is not there, or differs, on older versions
+
+    return {number for number, *_ in _interpreters.list_all()}
 
 
 def socket_directory() -> str | None:

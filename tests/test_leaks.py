@@ -32,6 +32,18 @@ LEAKS = """
     def test_thread():
         threading.Thread(target=released.wait, name='stray').start()
 
+    def test_actor_thread():
+        name = 'tractor-subint worker'
+        threading.Thread(target=released.wait, name=name, daemon=True).start()
+
+    def test_daemon():
+        threading.Thread(target=released.wait, daemon=True).start()
+
+    def test_interpreter():
+        if sys.version_info >= (3, 14):
+            import _interpreters
+            kept.append(_interpreters.create())
+
     def test_descriptor():
         os.pipe()
 
@@ -80,6 +92,13 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> str:
         ('orphan', r'process \d+ (sleep 61)'),
         ('zombie', r'process \d+ (a zombie: nobody waited for it)'),
         ('thread', r"thread 'stray'"),
+        ('actor_thread', r"thread 'tractor-subint worker'"),
+        pytest.param(
+            *('interpreter', r'sub-interpreter \d+'),
+            marks=pytest.mark.skipif(
+                sys.version_info < (3, 14), reason='no actor lives in one before 3.14'
+            ),
+        ),
         ('descriptor', r'file descriptor \d+ (pipe:*'),
         ('segment', r'shared memory /dev/shm/psm_*'),
     ],
@@ -98,12 +117,13 @@ def test_leak_fails_its_test_by_name(outcome: str, test: str, named: str) -> Non
     'test',
     [
         'after_them',
+        'daemon',
         'slow_but_clean',
         'helpers_of_multiprocessing',
         'cycle_with_a_descriptor',
     ],
 )
 def test_what_is_no_leak_passes(outcome: str, test: str) -> None:
-    """A later test, a slow end, the helpers and collectable cycles are no leaks."""
+    """Later tests, daemons, a slow end, helpers and collectable cycles are none."""
     assert f'ERROR test_inner.py::test_{test}' not in outcome
     assert f'PASSED test_inner.py::test_{test}' in outcome

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from tractor._testing import repodir
-from tractor._testing.pytest import _spawn_backends
+from tractor._testing._backends import known
 
 REFUSE_ONE = """try:
     if sys.argv[1] == 'mp_spawn':
@@ -65,7 +65,7 @@ def test_each_backend_of_the_literal_is_run_or_named(noxfile):
     session = Session()
     found = noxfile.backends_of(session)
     assert 'trio' in found
-    assert len(found) + len(session.logged) == len(_spawn_backends())
+    assert len(found) + len(session.logged) == len(known())
 
 
 def test_backend_that_is_lacking_is_logged_with_its_reason(noxfile, monkeypatch):

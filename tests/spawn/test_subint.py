@@ -89,8 +89,10 @@ async def default_method() -> str | None:
 @pytest.fixture
 def subint_root(reg_addr: Any) -> Iterator[dict[str, Any]]:
     """Give the arguments of a root whose children live in sub-interpreters."""
-    before = _spawn._ctx, _spawn._spawn_method
+    before, gil = (_spawn._ctx, _spawn._spawn_method), _state.subint_gil()
+    _state.set_subint_gil('auto')  # the session may have chosen another one
     yield {'registry_addrs': [reg_addr], 'start_method': 'subint'}
+    _state.set_subint_gil(gil)
     _spawn._restore(*before)
 
 

@@ -392,7 +392,7 @@ def _write_stderr(line: str) -> None:
     sys.stderr.write(f'{line}\n')
 
 
-@pytest.fixture(scope='session', autouse=True)
+@pytest.fixture(scope='session')
 def _reap_orphaned_subactors() -> Iterator[None]:
     """After the session, end subactors that are still there and drop dead sockets."""
     yield

@@ -79,6 +79,7 @@ def tractor_test(
         )
 
     run_test.__signature__ = signature  # type: ignore[attr-defined]
+    run_test._is_tractor_test = True  # type: ignore[attr-defined]  # for the plugin
     return run_test
 
 

@@ -1,10 +1,15 @@
 """
 The pytest plugin: which backend and transport a session uses, and its fixtures.
 
-Owns the command line of such a session and the process-wide settings that follow from
-it; everything it changes is restored per test or at the end of the session.  Active
-with `-p tractor._testing.pytest`.  Importing it loads no part of the runtime, and a
-suite that uses none of its fixtures runs unchanged under it.
+Owns the process-wide settings that follow from the command line of such a session;
+everything it changes is restored per test or at the end of the session.
+
+It comes with the package and so is loaded into each suite of the environment, where it
+has no effect until it is used: by name (`-p tractor._testing.pytest`, or as one of
+`pytest_plugins`), by an option of it, or by a collected test that asks for one of its
+fixtures, bears one of its marks (`trio` excepted) or is a `@tractor_test`.  In a
+session that uses it, `loglevel`, `tpt_proto`, `alert_on_finish`, `_reset_runtime_vars`
+and `_reap_orphaned_subactors` surround every test, and the runtime is loaded.
 """
 
 from __future__ import annotations
@@ -12,19 +17,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+
+from tractor._testing import _backends, _options, _usage
 
 if TYPE_CHECKING:
     from tractor.log import StackLevelAdapter
     from tractor.runtime._state import TransportProtocolKey
-
-# Their fixtures are part of this plugin.
-pytest_plugins = ('tractor._testing._reap', 'tractor._testing.trace')
-
-# Names a test may be marked for although no release offers them yet.
-_RESERVED_BACKENDS: Final = ('subint', 'subint_forkserver', 'main_thread_forkserver')
 
 _FORKING_SPAWNERS: Final = frozenset({'mp_forkserver', 'main_thread_forkserver'})
 
@@ -32,6 +33,8 @@ _FORKING_SPAWNERS: Final = frozenset({'mp_forkserver', 'main_thread_forkserver'}
 _CAPSYS_REQUIRED_SPAWNERS: Final = frozenset({'main_thread_forkserver'})
 
 _STACKSCOPE_ENV: Final = 'TRACTOR_ENABLE_STACKSCOPE'
+
+_ACTIVE: Final = pytest.StashKey[bool]()
 
 _MARKERS: Final = (
     'no_tpt(proto_key): the test does not support this transport',
@@ -41,76 +44,32 @@ _MARKERS: Final = (
 )
 
 
-def _spawn_backends() -> tuple[str, ...]:
-    """Return the keys of all backends."""
-    # Importing the plugin must not load the runtime, and trio with it.
-    from tractor.spawn._spawn import SpawnMethodKey
-
-    return get_args(SpawnMethodKey)
-
-
 # -- command line ------------------------------------------------------------
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(
+    parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager
+) -> None:
     """Add the options of a session with actors."""
-    group = parser.getgroup('tractor', 'actor runtime')
-    group.addoption(
-        '--spawn-backend',
-        dest='spawn_backend',
-        metavar='KEY',
-        default='trio',
-        help='how actors are started (default: %(default)s)',
-    )
-    group.addoption(
-        '--tpdb',
-        '--debug-mode',
-        dest='tractor_debug_mode',
-        action='store_true',
-        default=False,
-        help='value of the debug_mode fixture',
-    )
-    group.addoption(
-        '--enable-stackscope',
-        dest='enable_stackscope',
-        action='store_true',
-        default=False,
-        help='dump task trees on SIGUSR1, here and in all actors',
-    )
-    group.addoption(
-        '--tpt-proto',
-        dest='tpt_protos',
-        metavar='KEY',
-        nargs='+',
-        default=['tcp'],
-        help='IPC transport of the session; exactly one (default: tcp)',
-    )
-    group.addoption(
-        '--ll',
-        '--loglevel',
-        dest='loglevel',
-        metavar='LEVEL',
-        default=None,
-        help="console level of the tested project, and of the runtime's without --tl",
-    )
-    group.addoption(
-        '--tl',
-        '--tractor-loglevel',
-        dest='tractor_loglevel',
-        metavar='SPEC',
-        default=None,
-        help='console level of the runtime, or levels per sub-package',
-    )
+    _options.add_options(parser)
+    if _usage.is_named_by_a_plugin(pluginmanager):
+        # The hook below is over: a conftest has just loaded this plugin.
+        _options.add_common_options(parser)
+
+
+@pytest.hookimpl(hookwrapper=True, specname='pytest_load_initial_conftests')
+def pytest_add_common_options(parser: pytest.Parser) -> Iterator[None]:
+    """Add the options with common names when all who may have them are loaded."""
+    yield
+    _options.add_common_options(parser)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Refuse, or warn of, a capture mode that hangs with a forking backend."""
     options = early_config.known_args_namespace
-    if (
-        options.capture != 'fd'
-        or options.spawn_backend not in _CAPSYS_REQUIRED_SPAWNERS
-    ):
+    asked = options.spawn_backend.split(',')
+    if options.capture != 'fd' or _CAPSYS_REQUIRED_SPAWNERS.isdisjoint(asked):
         return
 
     problem = (
@@ -126,83 +85,94 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers and make the chosen backend the active one."""
+    """Register the markers; if the session asked for actors, make it ready for them."""
     for marker in _MARKERS:
         config.addinivalue_line('markers', marker)
+    if _usage.is_named(config) or _options.any_given(config.option):
+        _activate(config)
+        _backends.select(config)
 
+
+def _activate(config: pytest.Config) -> None:
+    """Let the plugin have its effects in this session."""
     if config.option.enable_stackscope:
         raise pytest.UsageError(
             '--enable-stackscope: this release has no task-tree dumper; '
             'run without the option'
         )
     os.environ.pop(_STACKSCOPE_ENV, None)
-
-    backend = config.option.spawn_backend
-    if backend not in _spawn_backends():
-        raise pytest.UsageError(
-            f'--spawn-backend: unknown backend {backend!r}; '
-            f'known are {", ".join(_spawn_backends())}'
-        )
-    from tractor.spawn._spawn import try_set_start_method
-
-    try:
-        try_set_start_method(backend)
-    except RuntimeError as err:
-        raise pytest.UsageError(f'--spawn-backend={backend}: {err}') from err
+    _usage.load_late_modules(config.pluginmanager)
+    config.stash[_ACTIVE] = True
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    """Show the options the session runs with."""
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Show the options of a session that asked for actors, and what it cannot run."""
+    if not config.stash.get(_ACTIVE, False):
+        return []
     option = config.option
-    return (
-        f'tractor: spawn_backend={option.spawn_backend} '
+    backends = _backends.of(config)
+    options = (
+        f'tractor: spawn_backend={",".join(backends.keys)} '
         f'tpt_protos={",".join(option.tpt_protos)} '
         f'debug_mode={option.tractor_debug_mode} '
-        f'loglevel={option.tractor_loglevel or option.loglevel}'
+        f'loglevel={_options.runtime_level(option)}'
     )
+    if backends.in_interpreters:
+        options += f' subint_gil={option.subint_gil}'
+    lacking = [
+        f'tractor: skips backend {key}: {reason}'
+        for key, reason in backends.lacking.items()
+    ]
+    return [options, *lacking]
 
 
 # -- collection and summary --------------------------------------------------
 
 
+# Last: a test that was deselected uses nothing.
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Skip what is marked for the active backend."""
-    backend = config.option.spawn_backend
-    known = (*_spawn_backends(), *_RESERVED_BACKENDS)
+    """Surround the tests of a session with actors; skip what its backend excludes."""
+    if not config.stash.get(_ACTIVE, False):
+        if not any(map(_usage.uses_plugin, items)):
+            return
+        _activate(config)
     for item in items:
-        for mark in item.iter_markers('skipon_spawn_backend'):
-            for name in mark.args:
-                if name not in known:
-                    raise pytest.UsageError(
-                        f'{item.nodeid}: skipon_spawn_backend names an unknown '
-                        f'backend {name!r}; known are {", ".join(known)}'
-                    )
-            if backend in mark.args:
-                reason = mark.kwargs.get('reason') or 'marked in the test'
-                item.add_marker(
-                    pytest.mark.skip(reason=f'not under {backend!r}: {reason}')
+        _usage.surround(item)
+        _backends.put_first(item)
+        if marks := list(item.iter_markers('skipon_spawn_backend')):
+            _skip_if_excluded(item, marks)
+
+
+def _skip_if_excluded(item: pytest.Item, marks: list[pytest.Mark]) -> None:
+    """Skip a test that one of its marks excludes from the backend it runs under."""
+    backend = _backends.of_test(item)
+    known = _backends.known_or_reserved()
+    for mark in marks:
+        for name in mark.args:
+            if name not in known:
+                raise pytest.UsageError(
+                    f'{item.nodeid}: skipon_spawn_backend names an unknown '
+                    f'backend {name!r}; known are {", ".join(known)}'
                 )
+        if backend in mark.args:
+            reason = mark.kwargs.get('reason') or 'marked in the test'
+            item.add_marker(pytest.mark.skip(reason=f'not under {backend!r}: {reason}'))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give `start_method` the session's backend, shown in the test's id."""
-    backend = metafunc.config.option.spawn_backend
-    assert backend in _spawn_backends()
-    if 'start_method' in metafunc.fixturenames:
-        metafunc.parametrize(
-            'start_method', [backend], scope='session', ids=[f'start_method={backend}']
-        )
+    """Run a test under each backend of the session, shown in the test's id."""
+    _backends.parametrize(metafunc)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List the snapshots of hung tests."""
-    from tractor._testing.trace import _SNAPSHOT_INDEX
-
-    if _SNAPSHOT_INDEX:
+    trace = sys.modules.get('tractor._testing.trace')
+    if trace is not None and trace._SNAPSHOT_INDEX:
         terminalreporter.section('hang snapshots')
-        for label, directory in _SNAPSHOT_INDEX:
+        for label, directory in trace._SNAPSHOT_INDEX:
             terminalreporter.line(f'{label}: {directory}')
 
 
@@ -216,9 +186,39 @@ def debug_mode(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope='session')
-def spawn_backend(request: pytest.FixtureRequest) -> str:
+def _select_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The key of the active backend; one that is a parameter becomes the active one."""
+    option = request.config.option
+    if not hasattr(request, 'param'):
+        yield option.spawn_backend
+        return
+    # The runtime is loaded by a session that uses it, not by the plugin.
+    from tractor.spawn import _spawn
+
+    before = _spawn._spawn_method, option.spawn_backend
+    _spawn.try_set_start_method(request.param)
+    option.spawn_backend = request.param
+    yield request.param
+    _spawn.try_set_start_method(before[0])
+    option.spawn_backend = before[1]
+
+
+@pytest.fixture(scope='session')
+def spawn_backend(_select_backend: str) -> str:
     """The key of the active backend."""
-    return str(request.config.option.spawn_backend)
+    return _select_backend
+
+
+@pytest.fixture(scope='session')
+def start_method(_select_backend: str) -> str:
+    """The key of the active backend, shown in the test's id."""
+    return _select_backend
+
+
+@pytest.fixture(scope='session')
+def subint_gil(request: pytest.FixtureRequest) -> str:
+    """The GIL mode of actors in sub-interpreters: `'auto'`, `'own'` or `'shared'`."""
+    return str(request.config.option.subint_gil)
 
 
 @pytest.fixture(scope='session')
@@ -233,13 +233,13 @@ def testing_pkg_name() -> str:
     return 'tractor'
 
 
-@pytest.fixture(scope='session', autouse=True)
+@pytest.fixture(scope='session')
 def loglevel(request: pytest.FixtureRequest) -> Iterator[str | None]:
     """The runtime's console level of this session, `None` for the default."""
     # The runtime is loaded by the first test, not by the plugin.
     from tractor import log
 
-    spec = request.config.option.tractor_loglevel or request.config.option.loglevel
+    spec = _options.runtime_level(request.config.option)
     default = log._default_loglevel
     level: str | None = None
     if spec:
@@ -268,7 +268,7 @@ def tpt_protos(request: pytest.FixtureRequest) -> list[TransportProtocolKey]:
     return keys
 
 
-@pytest.fixture(scope='session', autouse=True)
+@pytest.fixture(scope='session')
 def tpt_proto(
     tpt_protos: list[TransportProtocolKey],
 ) -> Iterator[TransportProtocolKey]:
@@ -295,7 +295,7 @@ def reg_addr(tpt_proto: str) -> tuple[str, int] | tuple[str, str]:
     return get_rando_addr(tpt_proto)
 
 
-@pytest.fixture(scope='session', autouse=True)
+@pytest.fixture(scope='session')
 def alert_on_finish(request: pytest.FixtureRequest) -> Iterator[None]:
     """Ring the bell of the terminal, if there is one, when all tests are done."""
     yield
@@ -307,12 +307,14 @@ def alert_on_finish(request: pytest.FixtureRequest) -> Iterator[None]:
 # -- fixtures of one test ----------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _reset_runtime_vars() -> Iterator[None]:
-    """Undo what the test changed in the process-wide runtime variables."""
+    """Undo what the test changed in the process-wide runtime variables and backend."""
     # The runtime is loaded by the first test, not by the plugin.
     from tractor.runtime import _state
+    from tractor.spawn import _spawn
 
+    backend = _spawn._spawn_method
     live = _state._runtime_vars
     before: dict[str, Any] = {
         key: list(value) if isinstance(value, list) else value
@@ -322,6 +324,8 @@ def _reset_runtime_vars() -> Iterator[None]:
     # In place: the runtime's modules share the one dict.
     live.clear()
     live.update(before)
+    if _spawn._spawn_method != backend:
+        _spawn.try_set_start_method(backend)
 
 
 @pytest.fixture
