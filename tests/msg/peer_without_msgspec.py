@@ -10,10 +10,8 @@ import pickle
 from enum import Enum
 from typing import Any
 
-from tractor.msg import Raw, Struct, Yield, current_codec, mk_dec
-from tractor.msg._marshal import dumps_into, loads
-
-OFFSET = 4  # of a frame in its buffer
+from tractor.msg import Raw, Struct, ValidationError, Yield, current_codec, mk_dec
+from tractor.msg._marshal import dumper, loader
 
 
 class Colour(Enum):
@@ -32,17 +30,27 @@ class Tagged(Struct, tag=True, frozen=True):
 
 def written(payload: Any) -> bytes:
     """Return the frame that a side writes for a payload."""
-    buffer = bytearray(b'room and what was there before')
-    dumps_into(current_codec(), Yield('c', payload), buffer, OFFSET)
-    assert buffer[:OFFSET] == b'room'
-    return bytes(buffer[OFFSET:])
+    return dumper(current_codec())(Yield('c', payload))
 
 
 def read(frame: bytes, spec: Any = Any) -> Any:
     """Return the payload that a side gets of a frame."""
-    msg = loads(current_codec(), frame)
+    msg = loader(current_codec())(frame)
     assert (type(msg), msg.cid, type(msg.pld)) == (Yield, 'c', Raw)
     return mk_dec(spec).decode(msg.pld)
+
+
+def read_messages(frames: list[bytes]) -> list[Any]:
+    """Return the messages in some frames, read one after the other."""
+    return [*map(loader(current_codec()), frames)]
+
+
+def why_refused(frame: bytes) -> str:
+    """Return what the error of a frame says."""
+    try:
+        return repr(loader(current_codec())(frame))
+    except ValidationError as err:
+        return str(err)
 
 
 def serve(inbound: int, outbound: int) -> None:

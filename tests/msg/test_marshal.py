@@ -20,8 +20,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tractor._code_load import load_module_from_path
-from tractor.msg import Start, Stop, Yield, current_codec, decode_any
-from tractor.msg._marshal import dumps_into, loads, plain
+from tractor.msg import (
+    Aid,
+    CancelAck,
+    Error,
+    SpawnSpec,
+    Start,
+    StartAck,
+    Stop,
+    Yield,
+    current_codec,
+    decode_any,
+)
+from tractor.msg._marshal import dumper, loader, plain
 
 PATH = Path(__file__).with_name('peer_without_msgspec.py')
 # The peer needs `msgpack` for what marshal cannot write, and has it from 3.14 on.
@@ -202,9 +213,66 @@ def test_typed_payloads(kind):
 
 
 def frame_of(msg: Any) -> bytes:
-    buffer = bytearray(4)
-    dumps_into(current_codec(), msg, buffer, 4)
-    return bytes(buffer[4:])
+    return dumper(current_codec())(msg)
+
+
+def message_in(frame: bytes) -> Any:
+    return loader(current_codec())(frame)
+
+
+MESSAGES = [
+    Aid('a', 'b', 5, None, True),
+    SpawnSpec({'a': [1]}, {'b': [1]}, {'m': 'f.py'}, [('h', 1)], None),
+    Start('c', 'm', 'f', {'a': {'b': None}}, ('name', 'uuid'), 'int'),
+    StartAck('c', 'context'),
+    Stop('c'),
+    CancelAck('c', True),
+    Error(('a', 'b'), 'X', 'X', [('a', 'b'), ('c', 'd')], canceller=('c', 'd')),
+]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_message_arrives(kind):
+    """The first of its kind as well as later ones, as a row or by the fields' names."""
+    rows = [frame_of(msg) for msg in MESSAGES]
+    assert {type(marshal.loads(row)) for row in rows} == {tuple}
+    dicts = [marshal.dumps(plain(row), 2) for row in rows]
+    with open_peer(kind) as ask:
+        for frames in (rows, rows * 2, dicts):
+            done, arrived = ask('read_messages', frames)
+            assert done, arrived
+            assert [msgspec.to_builtins(msg) for msg in arrived] == [
+                msgspec.to_builtins(msg) for msg in MESSAGES * (len(frames) // 7)
+            ]
+    assert [message_in(row) for row in rows] == MESSAGES
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+    ('row', 'why'),
+    [
+        ((), 'Expected `object`, got `array`'),
+        (('Nope', 'c'), 'Expected `object`, got `array`'),
+        (([], 'c'), 'Expected `object`, got `array`'),
+        (('Yield', 'c'), 'Object missing required field `pld`'),
+        (('Stop', 5), 'Expected `str`, got `int` - at `$.cid`'),
+        (
+            ('Start', 'c', 'm', 'f', {1: 2}, ['a', 'b'], ''),
+            'Expected `str`, got `int` - at `key` in `$.kwargs`',
+        ),
+    ],
+    ids=str,
+)
+def test_rows_that_are_no_message(kind, row, why):
+    """Either side says what is wrong and where."""
+    frame = marshal.dumps(row, 2)
+    with pytest.raises(msgspec.ValidationError) as caught:
+        message_in(frame)
+    assert str(caught.value) == why
+    with open_peer(kind) as ask:
+        good = frame_of(Yield('c', 1)), frame_of(Stop('c')), frame_of(MESSAGES[2])
+        ask('read_messages', [*good])
+        assert ask('why_refused', frame) == (True, why)
 
 
 def test_a_list_that_occurs_twice_arrives_as_two():
@@ -225,7 +293,7 @@ def test_what_marshal_cannot_write_goes_as_msgpack(payload):
     """The frame then holds bytes, and is read as any other."""
     frame = frame_of(Yield('c', [payload]))
     assert type(marshal.loads(frame)) is bytes
-    arrived = decode_any(loads(current_codec(), frame).pld)
+    arrived = decode_any(message_in(frame).pld)
     assert typed(arrived[0])[0] is type(payload)
     assert plain(frame)['cid'] == 'c'
 
@@ -256,7 +324,7 @@ def test_deep_nesting():
 def test_broken_frames(frame):
     """They are decode errors, and never a message."""
     with pytest.raises(msgspec.DecodeError):
-        loads(current_codec(), frame)
+        message_in(frame)
 
 
 @pytest.mark.parametrize('content', [1, [], {'msg_type': 'Nope'}, {'cid': 'c'}])
@@ -264,7 +332,7 @@ def test_frames_that_hold_no_message(content):
     """They are validation errors; what they hold can be shown."""
     frame = marshal.dumps(content, 2)
     with pytest.raises(msgspec.ValidationError):
-        loads(current_codec(), frame)
+        message_in(frame)
     assert plain(frame) == content
 
 
@@ -273,13 +341,13 @@ def test_code_is_refused():
     """A frame carries data only."""
     frame = marshal.dumps({'msg_type': 'Stop', 'cid': frame_of.__code__})
     with pytest.raises(msgspec.DecodeError, match='code'):
-        loads(current_codec(), frame)
+        message_in(frame)
 
 
 def test_messages_keep_their_types():
     """Fields that are tuples arrive as such, payloads undecoded."""
     start = Start('c', 'm', 'f', {'a': (1, 2)}, ('name', 'uuid'))
-    assert loads(current_codec(), frame_of(start)) == Start(
+    assert message_in(frame_of(start)) == Start(
         'c', 'm', 'f', {'a': [1, 2]}, ('name', 'uuid')
     )
 
@@ -288,9 +356,7 @@ def test_messages_keep_their_types():
     ('payload', 'error'),
     [(1j, TypeError), (2**64, OverflowError), ('\ud800', UnicodeEncodeError)],
 )
-def test_unsendable_payload_leaves_the_buffer_alone(payload, error):
-    """It is refused as the channel's encoder refuses it."""
-    buffer = bytearray(b'abcdef')
+def test_unsendable_payloads(payload, error):
+    """They are refused as the channel's encoder refuses them."""
     with pytest.raises(error):
-        dumps_into(current_codec(), Yield('c', payload), buffer, 4)
-    assert buffer == b'abcdef'
+        frame_of(Yield('c', payload))

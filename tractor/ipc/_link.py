@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -37,6 +36,11 @@ class LinkStream(MsgpackTransport):
     codec_key: ClassVar[str] = 'marshal'
     address_type: ClassVar[type[Any]] = UDSAddress
 
+    # What the last codec reads and writes with.
+    _ready_for: MsgCodec | None = None
+    _load: Callable[[bytes], Any]
+    _dump: Callable[[Any], bytes]
+
     def __init__(self, sock: socket.socket, raddr: Any = None) -> None:
         sock.setblocking(False)
         super().__init__(trio.SocketStream(trio.socket.from_stdlib_socket(sock)))
@@ -59,11 +63,19 @@ class LinkStream(MsgpackTransport):
         addr = UDSAddress(folder, Path(str(stream.socket.fileno())), os.getpid())
         return addr, addr
 
+    def _use(self, codec: MsgCodec) -> None:
+        self._load, self._dump = _marshal.loader(codec), _marshal.dumper(codec)
+        self._ready_for = codec
+
     def _dump_into(self, codec: MsgCodec, msg: Any, buffer: bytearray) -> None:
-        _marshal.dumps_into(codec, msg, buffer, PREFIX_SIZE)
+        if codec is not self._ready_for:
+            self._use(codec)
+        buffer[PREFIX_SIZE:] = self._dump(msg)
 
     def _loader(self, codec: MsgCodec) -> Callable[[bytes], Any]:
-        return partial(_marshal.loads, codec)
+        if codec is not self._ready_for:
+            self._use(codec)
+        return self._load
 
     def _decode_any(self, frame: bytes) -> Any:
         return _marshal.plain(frame)

@@ -68,7 +68,7 @@ _CONTAINERS: Final[dict[Any, type]] = {
 _LEAVES: Final = frozenset({NoneType, bool, int, str, bytes})
 
 
-class Mismatch(Exception):
+class Mismatch(ValueError):
     """Data of the wrong type, and the path to it, innermost step first."""
 
     def __init__(self, what: str) -> None:
@@ -269,8 +269,12 @@ class Compiler:
         only_keys = value is _same and key_type in _LEAVES
 
         def convert(obj: Any) -> Any:
-            if only_keys and {*map(type, obj)} <= {key_type}:
-                return obj
+            if only_keys:
+                for each in obj:
+                    if type(each) is not key_type:
+                        break
+                else:
+                    return obj
             made = {}
             for k, v in obj.items():
                 try:
@@ -333,86 +337,93 @@ class Compiler:
 
         return convert
 
-    def _generate(self, spec: Any) -> Converter:
-        """Compile the function that fills a struct out of a dict."""
+    def row_converter(self, spec: Any) -> Converter:
+        """
+        Return what makes a struct of a row: its tag and the data of all its fields.
+
+        It raises `Mismatch` without a path, and `ValueError` for a row of another size.
+        """
+        return self._generate(spec, row=True)
+
+    def _generate(self, spec: Any, row: bool = False) -> Converter:
+        """Compile the function that fills a struct out of a dict, or of a row."""
         cls = get_origin(spec) or spec
         config, types = cls.__struct_config__, field_types(spec)
         scope: dict[str, Any] = {
             '_cls': cls,
             '_new': cls.__new__,
-            '_missing': _missing,
             '_check_keys': _check_keys,
             '_check_tag': _check_tag,
             'Mismatch': Mismatch,
             'Raw': Raw,
             'nothing': NODEFAULT,
         }
-        body: list[str] = []
-        if config.tag is not None:
+        body = ['new = _new(_cls)']
+        if row:
+            names = ''.join(f'v{i}, ' for i in range(len(types)))
+            body.append(f'_, {names} = obj')
+        elif config.tag is not None:
             scope['_tag'] = config.tag
             body.append(f'if obj.get({config.tag_field!r}) != _tag:')
             body.append(f'    _check_tag(obj, {config.tag_field!r}, _tag)')
         for i, (name, kind) in enumerate(types.items()):
-            convert = scope[f'_c{i}'] = self.converter(kind)
-            value = f'_c{i}(v)'
-            if convert is _same:
-                value = 'v'
-            elif kind in _LEAVES and kind is not NoneType:
-                value = f'v if type(v) is {kind.__name__} else _c{i}(v)'
-            default = cls.__struct_declared__[name]
-            absent = f'_missing(obj, {name!r})'
-            if type(default) is Field:
-                scope[f'_d{i}'] = default.default_factory
-                absent = f'_d{i}()'
-            elif default is not NODEFAULT:
-                scope[f'_d{i}'], absent = default, f'_d{i}'
-            store = f'new.{name} = '
+            convert, default = self.converter(kind), cls.__struct_declared__[name]
+            scope[f'_c{i}'] = convert if row else _field(name, convert, default)
+            if not row:
+                body.append(f'v{i} = obj.get({name!r}, nothing)')
+            value = _value(f'v{i}', f'_c{i}', kind, convert, row)
             if config.frozen:
-                scope[f'_s{i}'], store = getattr(cls, name).__set__, f'_s{i}'
-            body += [
-                f'v = obj.get({name!r}, nothing)',
-                'if v is nothing:',
-                '    at = None',
-                f'    {_stored(store, absent)}',
-                'else:',
-                f'    at = {name!r}',
-                f'    {_stored(store, value)}',
-            ]
-        body.append(f'if len(obj) > {len(types) + (config.tag is not None)}:')
-        body += ['    at = None', '    _check_keys(obj)']
-        lines = '\n'.join(f'        {line}' for line in body)
-        after = ''
+                scope[f'_s{i}'] = getattr(cls, name).__set__
+                body.append(f'_s{i}(new, {value})')
+            else:
+                body.append(f'new.{name} = {value}')
+        if not row:
+            body.append(f'if len(obj) > {len(types) + (config.tag is not None)}:')
+            body.append('    _check_keys(obj)')
         if hasattr(cls, '__post_init__'):
-            after = (
-                '    try:\n'
-                '        new.__post_init__()\n'
-                '    except (TypeError, ValueError) as err:\n'
-                '        raise Mismatch(str(err)) from err\n'
-            )
-        source = (
-            'def convert(obj):\n'
-            '    new = _new(_cls)\n'
-            '    at = None\n'
-            '    try:\n'
-            f'{lines}\n'
-            '    except Mismatch as err:\n'
-            '        if at is not None: err.path.append("." + at)\n'
-            '        raise\n'
-            f'{after}'
-            '    return new\n'
-        )
+            body += [
+                'try:',
+                '    new.__post_init__()',
+                'except (TypeError, ValueError) as err:',
+                '    raise Mismatch(str(err)) from err',
+            ]
+        source = '\n '.join(['def convert(obj):', *body, 'return new'])
         exec(source, scope)  # of our own making: names of fields are identifiers
         made: Converter = scope['convert']
         return made
 
 
-def _stored(store: str, value: str) -> str:
-    return f'{store}{value}' if store.endswith('= ') else f'{store}(new, {value})'
+def _value(data: str, call: str, kind: Any, convert: Converter, row: bool) -> str:
+    """Return the expression for a field's value; what needs no call has none."""
+    call += f'({data})' if row else f'({data}, obj)'
+    if convert is _same or convert is Raw:
+        value = f'Raw({data})' if convert is Raw else data
+        return value if row else f'{value} if {data} is not nothing else {call}'
+    if kind in _LEAVES and kind is not NoneType:
+        return f'{data} if type({data}) is {kind.__name__} else {call}'
+    return call
 
 
-def _missing(obj: dict[Any, Any], name: str) -> Any:
-    _check_keys(obj)
-    raise Mismatch(f'Object missing required field `{name}`')
+def _field(
+    name: str, convert: Converter, default: Any
+) -> Callable[[Any, dict[Any, Any]], Any]:
+    """Return what makes a field's value of its data, which may be `NODEFAULT`."""
+
+    def value_of(data: Any, obj: dict[Any, Any]) -> Any:
+        if data is NODEFAULT:
+            if type(default) is Field:
+                return default.default_factory()
+            if default is NODEFAULT:
+                _check_keys(obj)
+                raise Mismatch(f'Object missing required field `{name}`')
+            return default
+        try:
+            return convert(data)
+        except Mismatch as err:
+            err.path.append(f'.{name}')
+            raise
+
+    return value_of
 
 
 def _check_keys(obj: dict[Any, Any]) -> None:

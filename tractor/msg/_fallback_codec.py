@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from enum import EnumType
 from types import GenericAlias, NoneType
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal, get_args, get_origin
 
 from tractor.msg._convert import Compiler, Converter, DecHook, Mismatch, freeze
 from tractor.msg._fallback import (
@@ -78,10 +78,7 @@ def to_builtins(obj: Any, enc_hook: EncHook | None = None) -> Any:
         return obj
     if kind in _ANY_VALUE:
         return obj
-    to_plain = _to_plain.get(kind)
-    if to_plain is None:
-        to_plain = _find(kind)
-    return to_plain(obj, enc_hook)
+    return TO_PLAIN[kind](obj, enc_hook)
 
 
 def _all_plain(items: Collection[Any]) -> bool:
@@ -222,18 +219,27 @@ def _refused(obj: Any, enc_hook: EncHook | None) -> Any:
     return to_builtins(enc_hook(obj), enc_hook)
 
 
-_to_plain: Final[dict[type, ToPlain]] = {
-    int: _from_int,
-    list: _from_list,
-    tuple: _from_array,
-    set: _from_array,
-    frozenset: _from_array,
-    dict: _from_dict,
-    bytearray: lambda obj, enc_hook: bytes(obj),
-    memoryview: _from_memoryview,
-    Raw: _from_raw,
-    Ext: lambda obj, enc_hook: obj,
-}
+class _ToPlain(dict[type, ToPlain]):
+    def __missing__(self, kind: type) -> ToPlain:
+        found = self[kind] = _find(kind)
+        return found
+
+
+# A type -> what makes plain data of its values.
+TO_PLAIN: Final = _ToPlain(
+    {
+        int: _from_int,
+        list: _from_list,
+        tuple: _from_array,
+        set: _from_array,
+        frozenset: _from_array,
+        dict: _from_dict,
+        bytearray: lambda obj, enc_hook: bytes(obj),
+        memoryview: _from_memoryview,
+        Raw: _from_raw,
+        Ext: lambda obj, enc_hook: obj,
+    }
+)
 # By name, so that these modules need not be loaded.
 _BY_NAME: Final[dict[tuple[str, str], ToPlain]] = {
     ('uuid', 'UUID'): _from_text,
@@ -246,39 +252,41 @@ _BY_NAME: Final[dict[tuple[str, str], ToPlain]] = {
 
 
 def _find(kind: type) -> ToPlain:
-    """Return, and keep, what makes plain data of a type's values."""
-    found: ToPlain = _refused
+    """Return what makes plain data of a type's values."""
+    if kind in _LEAVES:
+        return to_builtins
     if isinstance(kind, StructMeta):
-        found = _generate(kind)
-    elif isinstance(kind, EnumType):
-        found = _from_value
-    elif (kind.__module__, kind.__qualname__) in _BY_NAME:
-        found = _BY_NAME[kind.__module__, kind.__qualname__]
-    elif issubclass(kind, list | tuple | set | frozenset):
-        found = _from_array
-    elif issubclass(kind, dict):
-        found = _from_dict
-    elif hasattr(kind, '__dataclass_fields__'):
-        found = _from_dataclass
-    elif hasattr(kind, '__attrs_attrs__'):
-        found = _from_attrs
-    _to_plain[kind] = found
-    return found
+        return _generate(kind)
+    if isinstance(kind, EnumType):
+        return _from_value
+    if (kind.__module__, kind.__qualname__) in _BY_NAME:
+        return _BY_NAME[kind.__module__, kind.__qualname__]
+    if issubclass(kind, list | tuple | set | frozenset):
+        return _from_array
+    if issubclass(kind, dict):
+        return _from_dict
+    if hasattr(kind, '__dataclass_fields__'):
+        return _from_dataclass
+    return _from_attrs if hasattr(kind, '__attrs_attrs__') else _refused
 
 
 def _generate(cls: StructMeta) -> ToPlain:
     """Compile the function that makes a dict of a struct."""
     config = cls.__struct_config__
-    texts = {name for name, kind in field_types(cls).items() if kind is str}
     pairs = []
-    for name in cls.__struct_fields__:
-        value = f'to(obj.{name}, enc_hook)'
-        if name in texts:  # mostly it is one, then no call is needed
-            value = f'v if type(v := obj.{name}) is str and v.isascii() else {value}'
+    for name, kind in field_types(cls).items():
+        held = f'type(v := obj.{name})'
+        # What a field mostly holds needs no call.
+        if kind is str or get_origin(kind) is Literal:
+            value = f'v if {held} is str and v.isascii() else to(v, enc_hook)'
+        elif kind is Raw or Raw in get_args(kind):
+            value = f'v.value if {held} is Raw else to(v, enc_hook)'
+        else:
+            value = f'to(obj.{name}, enc_hook)'
         pairs.append(f'{name!r}: {value}')
     if config.tag is not None:
         pairs.insert(0, f'{config.tag_field!r}: {config.tag!r}')
-    scope: dict[str, Any] = {'to': to_builtins}
+    scope: dict[str, Any] = {'to': to_builtins, 'Raw': Raw}
     source = f'def to_plain(obj, enc_hook):\n return {{{", ".join(pairs)}}}'
     exec(source, scope)  # of our own making: names of fields are identifiers
     made: ToPlain = scope['to_plain']
@@ -289,9 +297,16 @@ def _generate(cls: StructMeta) -> ToPlain:
 
 
 class Encoder:
-    """Encodes anything, by a hook what it does not know."""
+    """
+    Encodes anything, by a hook what it does not know.
+
+    Attributes:
+        to_plain: For a type what makes plain data of a value and an `enc_hook`.
+    """
 
     __slots__ = ('enc_hook',)
+
+    to_plain: ClassVar[dict[type, ToPlain]] = TO_PLAIN
 
     def __init__(self, *, enc_hook: EncHook | None = None) -> None:
         self.enc_hook = enc_hook
@@ -320,6 +335,26 @@ class Encoder:
         buffer[len(buffer) if offset == -1 else offset :] = frame
 
 
+class Rows(dict[Any, Converter]):
+    """
+    For each tag of a union's structs, what makes one of a row; made when asked for.
+
+    Args:
+        compiler: Makes them.
+        union: The structs' types.
+    """
+
+    def __init__(self, compiler: Compiler, union: Any) -> None:
+        self._compiler, self._union = compiler, union
+
+    def __missing__(self, tag: Any) -> Converter:
+        for member in get_args(self._union):
+            if (get_origin(member) or member).__struct_config__.tag == tag:
+                made = self[tag] = self._compiler.row_converter(member)
+                return made
+        raise KeyError(tag)
+
+
 class Decoder:
     """
     Decodes to one type.
@@ -327,11 +362,14 @@ class Decoder:
     Args:
         type: What frames hold.
         dec_hook: Makes values of custom types: `hook(type, data)`.
+
+    Attributes:
+        rows: What makes the union's structs out of rows, if the type is such a union.
     Raises:
         TypeError: No way to decode that type.
     """
 
-    __slots__ = ('_convert', 'dec_hook', 'type')
+    __slots__ = ('_convert', 'dec_hook', 'rows', 'type')
 
     __class_getitem__: ClassVar[Any] = classmethod(GenericAlias)
 
@@ -342,7 +380,9 @@ class Decoder:
         dec_hook: DecHook | None = None,
     ) -> None:
         self.type, self.dec_hook = type, dec_hook
-        self._convert: Converter = Compiler(dec_hook).converter(type)
+        compiler = Compiler(dec_hook)
+        self._convert: Converter = compiler.converter(type)
+        self.rows = Rows(compiler, type)
 
     def from_builtins(self, obj: Any) -> Any:
         """
