@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -88,6 +89,30 @@ def _log_levels() -> Iterator[None]:
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture
+def interrupt_at() -> Iterator[Callable[[Callable[..., Any], str], None]]:
+    """A function that has one Ctrl-C arrive at a line: of a function, with a text."""
+
+    def arm(function: Callable[..., Any], text: str) -> None:
+        lines, first = inspect.getsourcelines(function)
+        (number,) = [first + n for n, line in enumerate(lines) if text in line]
+        code = inspect.unwrap(function).__code__
+
+        def trace(frame: Any, event: str, arg: object) -> Any:
+            if frame.f_code is not code:
+                return None
+            if event == 'line' and frame.f_lineno == number:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)
+            return trace
+
+        sys.settrace(trace)
+
+    before = sys.gettrace()
+    yield arm
+    sys.settrace(before)
 
 
 @pytest.fixture(scope='session')

@@ -476,3 +476,17 @@ def test_every_accepted_message_is_received_once(size, overruns, rounds):
         assert len(box) == 0
 
     run(main, size=size, allow_overruns=overruns)
+
+
+def test_an_interrupt_while_parking_leaves_no_reader_behind(interrupt_at):
+    """The reader that Ctrl-C ended is woken by nothing, and the next one works."""
+
+    async def main(box):
+        interrupt_at(Mailbox.park, 'await trio.lowlevel')
+        with pytest.raises(KeyboardInterrupt):
+            await box.receive()
+        box.wake_all()
+        box.send_nowait('message')
+        assert await box.receive() == 'message'
+
+    run(main)

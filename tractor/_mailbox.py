@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import trio
-from trio.lowlevel import Abort, Task
+from trio.lowlevel import Abort, Task, enable_ki_protection
 
 from ._protocol.inbox import Inbox
 
@@ -25,14 +25,16 @@ class Mailbox:
 
     Attributes:
         _state: The queue itself; its `max_buffer_size` may change at any time.
+        overran: Whether a sender was told that the queue was full for too long.
     """
 
-    __slots__ = ('_parked', '_state', '_waking')
+    __slots__ = ('_parked', '_state', '_waking', 'overran')
 
     def __init__(self, size: int, allow_overruns: bool) -> None:
         self._state: Inbox[MsgType] = Inbox(size, allow_overruns)
         self._parked: dict[Task, None] = {}
         self._waking: set[Task] = set()
+        self.overran = False
 
     def listens(self, task: Task | None) -> bool:
         """Whether that task waits here, or was woken and has not run yet."""
@@ -60,6 +62,7 @@ class Mailbox:
         for task in parked:
             trio.lowlevel.reschedule(task)
 
+    @enable_ki_protection
     async def park(self) -> None:
         """Wait until woken; the caller then looks again."""
         task = trio.lowlevel.current_task()

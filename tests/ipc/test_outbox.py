@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tractor._exceptions import TransportClosed
-from tractor._protocol.framing import FrameReader
+from tractor._protocol.framing import FrameReader, FrameTooLong
 from tractor.ipc import _outbox
-from tractor.ipc._outbox import MAX_HELD_PASSES, UNUSED_PASSES, IdleFlush
+from tractor.ipc._outbox import MAX_HELD_PASSES, UNUSED_PASSES, IdleFlush, Outbox
 from tractor.msg._codec import _def_tractor_codec, decode_any
 from tractor.msg.types import StartAck, Stop
 
@@ -498,5 +499,63 @@ def test_cancelled_sender_leaves_what_another_had_held_back(run):
             assert peer.recv(65_536) == b'held'
         finally:
             IdleFlush.remove()
+
+    run(main)
+
+
+def test_an_interrupt_amid_a_frame_does_not_stop_the_queue(
+    run, make_yield, interrupt_at
+):
+    """The rest goes out by itself, and so does what is sent afterwards."""
+
+    async def main(transport, peer):
+        interrupt_at(Outbox.wait_written, 'async with self._lock')
+        with pytest.raises(KeyboardInterrupt):
+            await transport.send(make_yield('cut', BIG))
+        await transport.send_last(Stop('last'))
+        assert [msg.cid for msg in await receive(peer, 2)] == ['cut', 'last']
+
+    run(main)
+
+
+def test_what_was_not_sent_is_not_kept(run, make_yield, monkeypatch):
+    """An idle channel holds no large buffer for a cancelled or refused message."""
+
+    async def main(transport, peer):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await transport.send(make_yield('cancelled', BIG))
+        assert sys.getsizeof(transport._outbox.buffer) < SMALL
+        transport._max_frame = BIG
+        with pytest.raises(FrameTooLong):
+            await transport.send(make_yield('long', BIG))
+        assert sys.getsizeof(transport._outbox.buffer) < SMALL
+
+    run(main)
+
+
+def test_an_instrument_that_was_interrupted_is_used_again(run, monkeypatch):
+    """A signal handler that raises amid a flush costs neither frames nor the loop."""
+    raising = [SystemExit(1)]
+    real = Outbox.flush
+
+    def flush(outbox):
+        if raising:
+            raise raising.pop()
+        return real(outbox)
+
+    async def main(transport, peer):
+        IdleFlush.install()
+        monkeypatch.setattr(Outbox, 'flush', flush)
+        await transport.send(StartAck('1', 'context'))
+        await wait_all_tasks_blocked()
+        assert not raising
+        await transport.send(StartAck('2', 'context'))
+        await wait_all_tasks_blocked()
+        assert await receive(peer, 2) == [
+            StartAck('1', 'context'),
+            StartAck('2', 'context'),
+        ]
+        IdleFlush.remove()
 
     run(main)

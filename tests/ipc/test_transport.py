@@ -444,6 +444,34 @@ def test_any_other_stream_is_written_by_its_own_method():
     assert stream.sent == encoded(Stop('c'))
 
 
+class StickyStream:
+    """A stream that takes a part and then nothing more."""
+
+    def __init__(self):
+        self.closed = False
+
+    async def send_all(self, data):
+        await trio.sleep_forever()
+
+    async def aclose(self):
+        self.closed = True
+        await trio.lowlevel.checkpoint()
+
+
+def test_another_stream_is_closed_when_a_frame_is_cut():
+    """What came next would be read as the rest of the cut frame."""
+    stream = StickyStream()
+    transport = bare_transport(stream)
+
+    async def main():
+        with trio.fail_after(5), trio.move_on_after(0.01) as scope:
+            await transport.send(Stop('c'))
+        assert scope.cancelled_caught
+
+    trio.run(main)
+    assert stream.closed
+
+
 @pytest.mark.parametrize(
     'cause',
     [

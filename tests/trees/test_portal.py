@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import trio
 
@@ -19,6 +21,15 @@ state = {'calls': 0}
 
 async def give(value: object = None) -> object:
     return value
+
+
+async def fail_with(text: str) -> None:
+    raise ValueError(text)
+
+
+# As served functions these have no name of their own.
+failing = functools.partial(fail_with, 'told')
+sleeping = functools.partial(trio.sleep, 3600)
 
 
 async def count_calls() -> int:
@@ -149,6 +160,23 @@ def test_function_is_named_by_text(run_tree):
         await an.cancel()
 
     run_tree(body)
+
+
+def test_a_partial_is_served_as_any_function(run_tree):
+    """It may fail or be cancelled, and the actor lives on."""
+
+    async def main(an):
+        portal = await an.start_actor('child', enable_modules=[__name__])
+        with pytest.raises(RemoteActorError, match='told') as caught:
+            await portal.run_from_ns(__name__, 'failing')
+        assert caught.value.boxed_type is ValueError
+        with trio.move_on_after(0.1) as scope:
+            await portal.run_from_ns(__name__, 'sleeping')
+        assert scope.cancelled_caught
+        assert await portal.run(give, value=1) == 1
+        await portal.cancel_actor()
+
+    run_tree(main)
 
 
 def test_legacy_form_of_run_warns(run_tree):

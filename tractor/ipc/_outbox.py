@@ -191,6 +191,7 @@ class Outbox:
                 return False
         return True
 
+    @enable_ki_protection
     async def wait_written(self, queued: Queued) -> None:
         """
         Wait until a frame is out, writing whatever stands before and behind it.
@@ -329,6 +330,14 @@ class IdleFlush(trio.abc.Instrument):
             return
         self._unused = 0
         self._passes += 1
+        try:
+            self._flush_if_idle(timeout)
+        except BaseException:
+            # A signal's handler, for one.  The loop drops an instrument that raises.
+            self._is_called = False
+            raise
+
+    def _flush_if_idle(self, timeout: float) -> None:
         # A clock that jumps, and `wait_all_tasks_blocked()`, give 0 to an idle loop.
         if (
             timeout > 0
@@ -340,8 +349,8 @@ class IdleFlush(trio.abc.Instrument):
     def flush(self) -> None:
         """Write what is held back, as far as the sockets take it; never raises."""
         self._passes = 0
-        held, self._held = self._held, set()
-        for outbox in held:
+        while self._held:
+            outbox = self._held.pop()
             if not outbox.flush():
                 # An instrument may not start a task, and the loop is about to sleep.
                 self._token.run_sync_soon(outbox.start_finishing)

@@ -268,9 +268,9 @@ class MsgpackTransport:
         if self._sock is None:
             await self._send_by_stream(self._encode(msg, codec, bytearray(PREFIX_SIZE)))
             return
+        await checkpoint_if_cancelled()
         outbox = self._outbox
         self._encode(msg, codec, outbox.buffer)
-        await checkpoint_if_cancelled()
         if kind is StartAck and (idle := IdleFlush.current()) is not None:
             outbox.hold(idle)
             return
@@ -300,6 +300,7 @@ class MsgpackTransport:
             raise _exceptions._mk_send_mte(msg, codec, src_type_error=err) from err
         length = len(buffer) - PREFIX_SIZE
         if length > self._max_frame:
+            del buffer[PREFIX_SIZE:]
             raise FrameTooLong(length, self._max_frame)
         _PREFIX.pack_into(buffer, 0, length)
         return buffer
@@ -311,7 +312,12 @@ class MsgpackTransport:
     async def _send_by_stream(self, frame: bytearray) -> None:
         try:
             async with self._send_lock:
-                await self.stream.send_all(frame)
+                try:
+                    await self.stream.send_all(frame)
+                except trio.Cancelled:
+                    # A part may be out: what comes next would be taken for its rest.
+                    await trio.aclose_forcefully(self.stream)
+                    raise
         except (trio.BrokenResourceError, trio.ClosedResourceError) as err:
             self._raise_unsent(err)
 

@@ -250,6 +250,8 @@ async def _close_parent_chan(actor: Actor) -> None:
     chan = actor._parent_chan
     if chan is None:
         return
+    with trio.move_on_after(LAST_READ, shield=True):
+        await chan.wait_drained()  # of an error, for one, if the socket was full
     if chan.connected() and chan.transport.address_type.proto_key == 'tcp':
         with trio.move_on_after(LAST_READ, shield=True):
             await _read_out(chan)

@@ -21,7 +21,7 @@ from .._exceptions import StreamOverrun, TransportClosed
 from .._protocol.inbox import Fate
 from ..log import get_logger
 from ..msg.types import CancelAck, Error, Start, Stop
-from ._rpc import GONE, _invoke, register
+from ._rpc import GONE, _invoke, name_of, register
 from ._state import current_actor
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _cut_off(actor: Actor, chan: Channel, cause: BaseException | None) -> None:
         ctx._peer_lost(lost)
     for (owner, _), (ctx, func, _done) in list(actor._rpc_tasks.items()):
         if owner is chan and ctx._scope is not None:
-            log.runtime('requester of %s is gone, cancelling it', func.__name__)
+            log.runtime('requester of %s is gone, cancelling it', name_of(func))
             if ctx._canceller is None and peer is not None:
                 ctx._canceller = peer.uid
             ctx._scope.cancel()
@@ -149,6 +149,9 @@ def _start(actor: Actor, chan: Channel, msg: Start) -> None:
     if actor._early_requests is not None:
         actor._early_requests.append((chan, msg))
         return
+    if chan._lost is not None:
+        log.runtime('%s:%s not started, its requester is gone', msg.ns, msg.func)
+        return
     peer = chan.aid
     if peer is None or msg.uid != peer.uid:
         raise RuntimeError(
@@ -174,9 +177,8 @@ def _start(actor: Actor, chan: Channel, msg: Start) -> None:
     ctx = actor.get_context(chan=chan, cid=msg.cid, nsf=f'{msg.ns}:{msg.func}')
     ctx._scope = trio.CancelScope()
     register(actor, chan, ctx, func)
-    name = getattr(func, '__name__', msg.func)
     actor._service_tn.start_soon(
-        _invoke, actor, msg.cid, chan, func, msg.kwargs, name=name
+        _invoke, actor, msg.cid, chan, func, msg.kwargs, name=name_of(func)
     )
 
 
@@ -199,6 +201,9 @@ async def _overrun(actor: Actor, chan: Channel, ctx: Context, msg: Any) -> None:
         idle = idle + 1 if len(box) >= before else 0
         if ctx._take_yield(msg) is not Fate.OVERRUN:
             return
+    if box.overran:  # the sender has been told, and may not have read it yet
+        return
+    box.overran = True
     peer = chan.aid
     size = box._state.max_buffer_size
     error = StreamOverrun(

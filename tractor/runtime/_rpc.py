@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -66,7 +67,7 @@ async def _invoke(
     """
     ctx = actor._contexts.get((chan, cid))
     if ctx is None:
-        nsf = f'{func.__module__}:{func.__name__}'
+        nsf = f'{func.__module__}:{name_of(func)}'
         ctx = actor.get_context(chan=chan, cid=cid, nsf=nsf)
     entry = actor._rpc_tasks.get((chan, ctx.cid)) if is_rpc else None
     if entry is None:
@@ -113,6 +114,13 @@ async def _invoke(
         if entry is not None:  # the message loop made the context for this task
             ctx._end()
             actor._forget_context(ctx)
+
+
+def name_of(func: Any) -> str:
+    """Return the name of a function; that of the one inside, if it is a partial."""
+    while isinstance(func, partial):
+        func = func.func
+    return getattr(func, '__name__', None) or type(func).__name__
 
 
 def register(actor: Actor, chan: Channel, ctx: Context, func: Any) -> trio.Event:
@@ -324,7 +332,7 @@ async def _send_result(chan: Channel, msg: Any, func: Any) -> None:
     try:
         await chan.send(msg)
     except GONE as err:
-        log.warning('requester of %s is gone, result dropped: %s', func.__name__, err)
+        log.warning('requester of %s is gone, result dropped: %s', name_of(func), err)
     except Exception as err:
         await _ship_error(chan, err, msg.cid, func)
 
@@ -340,12 +348,12 @@ async def _failed(
     """Ship what a function raised; an interrupt ends the actor, too."""
     lost = getattr(ctx, '_lost', None)
     if lost is not None and err is lost:
-        log.runtime('%s ended with its requester', func.__name__)
+        log.runtime('%s ended with its requester', name_of(func))
         return
     if not isinstance(err, ContextCancelled):
         shown = await _hooks.post_mortem(err)
         if not shown and log.at_least_level('error'):
-            log.error('RPC task crashed: %s\n%s', func.__name__, _report(err))
+            log.error('RPC task crashed: %s\n%s', name_of(func), _report(err))
     if reachable:
         await _ship_error(chan, err, cid, func)
     if isinstance(err, KeyboardInterrupt | SystemExit):
@@ -381,7 +389,7 @@ async def _answer_cancelled(ctx: Context, chan: Channel, cid: str, func: Any) ->
     canceller = own if by_itself or ctx._canceller is None else ctx._canceller
     who = 'itself' if by_itself or canceller == own else f'actor {canceller!r}'
     ctxc = ContextCancelled(
-        f'task {func.__name__!r} of actor {own!r} was cancelled by {who}',
+        f'task {name_of(func)!r} of actor {own!r} was cancelled by {who}',
         boxed_type=ContextCancelled,
         canceller=canceller,
     )

@@ -31,6 +31,7 @@ from .._exceptions import (
     Uid,
 )
 from .._protocol.dialog import Stage
+from .._protocol.framing import FrameTooLong
 from ..discovery._addr import wrap_address
 from ..log import get_logger
 from ..msg.ptr import NamespacePath
@@ -323,7 +324,7 @@ class Actor:
                 ack = await ctx._wait_for_ack()
             ctx._remote_func_type = ack.functype
         except BaseException as err:
-            unsent = isinstance(err, MsgTypeError | TransportClosed)
+            unsent = isinstance(err, FrameTooLong | MsgTypeError | TransportClosed)
             if not (unsent or ctx._dialog.is_final):
                 await portal._call_off(ctx)
             ctx._end()
