@@ -66,6 +66,7 @@ class Context:
     _remote_error: BaseException | None = None
     _local_error: BaseException | None = None
     _lost: TransportClosed | None = None
+    _late_overrun: BaseException | None = None  # came after our own `cancel()`
     _canceller: Uid | None = None
     _cancel_called: bool = False
     _cancel_msg: Any = None
@@ -203,15 +204,20 @@ class Context:
             return False
         return is_own_ack(self._cancel_called, True, error.canceller, self._own_uid)
 
+    def _is_absorbed(self, error: BaseException | None) -> bool:
+        """Whether it only shows that the task was ended by our own `cancel()`."""
+        return self._is_own_ack(error) or error is self._late_overrun
+
     def _known_outcome(self) -> Outcome:
         """Return what is known of the remote task, in the terms of `verdict`."""
         if self._remote_error is not None:
-            own = self._is_own_ack(self._remote_error)
+            own = self._is_absorbed(self._remote_error)
             return Outcome.OWN_ACK if own else Outcome.ERROR
         if self._return_msg is not None or self._final_result_is_set():
             return Outcome.RESULT
         if self._lost is not None and not len(self._rx_chan):
-            return Outcome.LOST_ASKED if self._cancel_called else Outcome.LOST
+            asked = self._cancel_called or self.chan._cancel_called
+            return Outcome.LOST_ASKED if asked else Outcome.LOST
         return Outcome.PENDING
 
     # -- inbound: called by the message loop, never waits ----------------------
@@ -269,7 +275,9 @@ class Context:
         """Apply an error from the peer at once: interrupt the body, wake waiters."""
         if self._remote_error is not None or self._is_over:
             return
-        own_ack = self._is_own_ack(error)
+        if self._cancel_called and self._is_own_overrun(error):
+            self._late_overrun = error
+        own_ack = self._is_absorbed(error)
         listens = self._owner_in_cancel or self._rx_chan.listens(self._task)
         self._remote_error = error
         if isinstance(error, RemoteActorError):
@@ -429,7 +437,6 @@ class Context:
         if self._portal is None:
             self._canceller = self._own_uid
             self._interrupt()
-            await trio.lowlevel.checkpoint_if_cancelled()
             return
         if self._dialog.is_final:
             return
@@ -442,6 +449,16 @@ class Context:
             self._owner_in_cancel = False
         if cs.cancelled_caught:
             log.cancel('%s: no cancel ack within %g s', self.cid, timeout)
+        elif not self._dialog.is_final:
+            # A task's last word comes before the ack: this one ended without any.
+            self._dialog.end()
+            self._set_remote_error(
+                ContextCancelled(
+                    f'task {self._nsf} ended without an answer, after its cancellation',
+                    boxed_type=ContextCancelled,
+                    canceller=self._own_uid,
+                )
+            )
 
     # -- the result -----------------------------------------------------------
 
@@ -487,7 +504,7 @@ class Context:
 
     def _raise_or_ack(self) -> BaseException | None:
         error = self._remote_error
-        if error is None or self._is_own_ack(error):
+        if error is None or self._is_absorbed(error):
             return error
         raise error
 

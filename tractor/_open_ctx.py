@@ -191,6 +191,8 @@ async def _leave(ctx: Context, raised: BaseException | None) -> None:
         assert remote is not None
         if not ctx._dialog.is_final:
             await _cancel_remote(ctx)  # refused payload, overrun: its task runs on
+        if ctx._local_error is None:
+            ctx._local_error = remote
         raise remote
     assert error is not None
     raise error
@@ -204,6 +206,8 @@ def _judge(ctx: Context, error: BaseException | None) -> Body:
         if error is ctx._remote_error and ctx._is_own_ack(error):
             return Body.OWN_ACK
         return Body.CTXC
+    if error is ctx._late_overrun:
+        return Body.OWN_ACK
     return Body.ERROR
 
 

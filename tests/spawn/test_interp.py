@@ -15,6 +15,7 @@ import pytest
 import trio
 
 import tractor
+from tractor._context import Unresolved
 from tractor._exceptions import ActorUnkillable
 from tractor.spawn import _spawn, _subint
 
@@ -79,14 +80,14 @@ def subint_root(reg_addr: Any) -> Iterator[dict[str, Any]]:
 
 async def start_and_leave(
     root: dict[str, Any], gil: str, task: Callable[..., Any], **kwargs: Any
-) -> None:
-    """Have an actor do something, then cancel it; its caller sees that it was cut."""
+) -> tractor.Context:
+    """Have an actor do something, then cancel it; return the context of that."""
     with trio.fail_after(DEADLINE):
         async with tractor.open_nursery(**root) as an:
             portal = await an.start_actor('kid', enable_modules=[__name__], gil=gil)
-            with pytest.raises((tractor.RemoteActorError, tractor.TransportClosed)):
-                async with portal.open_context(task, **kwargs):
-                    await an.cancel()
+            async with portal.open_context(task, **kwargs) as (ctx, _):
+                await an.cancel()
+    return ctx
 
 
 @pytest.mark.parametrize('gil', ['own', 'shared'])
@@ -97,7 +98,8 @@ def test_code_that_does_not_listen_is_broken_into(
     """It ends, its interpreter is destroyed, and nobody calls that an error."""
 
     async def main() -> None:
-        await start_and_leave(subint_root, gil, stay, how=how)
+        with pytest.raises(tractor.RemoteActorError, match=r'broken into|Stopped'):
+            await start_and_leave(subint_root, gil, stay, how=how)
 
     trio.run(main)
     assert not _interp._live
@@ -108,7 +110,8 @@ def test_an_idle_loop_is_woken(subint_root: Any) -> None:
     """A task that shields itself keeps the runtime from ending in order."""
 
     async def main() -> None:
-        await start_and_leave(subint_root, 'own', shielded)
+        ctx = await start_and_leave(subint_root, 'own', shielded)
+        assert ctx.outcome is Unresolved
 
     trio.run(main)
     assert not _interp._live

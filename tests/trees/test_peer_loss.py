@@ -322,7 +322,24 @@ def test_own_side_cut_is_loud(run_tree):
     errors = getattr(caught.value, 'exceptions', [caught.value])
     assert 1 <= len(errors) <= 2
     assert {type(error) for error in errors} == {TransportClosed}
-    assert trio.ClosedResourceError in {type(error.__cause__) for error in errors}
+    assert {type(error.__cause__) for error in errors} == {trio.ClosedResourceError}
+
+
+def test_own_side_cut_is_loud_while_nobody_reads(run_tree):
+    """Both what the loop raises and what wakes the block name the closing as cause."""
+
+    async def body(an):
+        portal = await start(an)
+        async with portal.open_context(echo) as (ctx, _):
+            await ctx.chan.transport.stream.aclose()
+            await trio.sleep_forever()
+
+    with pytest.raises((TransportClosed, ExceptionGroup)) as caught:
+        run_tree(body)
+    errors = getattr(caught.value, 'exceptions', [caught.value])
+    assert 1 <= len(errors) <= 2
+    assert {type(error) for error in errors} == {TransportClosed}
+    assert {type(error.__cause__) for error in errors} == {trio.ClosedResourceError}
 
 
 @pytest.mark.parametrize('method', ['socket_close', 'socket_eof'])

@@ -92,7 +92,8 @@ def _cut_off(actor: Actor, chan: Channel, cause: BaseException | None) -> None:
     """Wake every task that waits on the channel, cancel those that serve it."""
     peer = chan.aid
     actor._child_is_cut_off(chan, by_us=_closed_here(cause))
-    lost = lost_peer(None if peer is None else peer.uid, chan.raddr, cause)
+    source = getattr(cause, 'src_exc', None) or cause
+    lost = lost_peer(None if peer is None else peer.uid, chan.raddr, source)
     chan._lost = lost
     for ctx in [c for (owner, _), c in actor._contexts.items() if owner is chan]:
         ctx._peer_lost(lost)

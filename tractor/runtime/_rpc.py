@@ -19,6 +19,7 @@ import trio
 from .._boxing import pack_error
 from .._exceptions import ContextCancelled, InternalError, TransportClosed
 from .._protocol.verdict import Ended, Ship, ship
+from ..ipc._chan import Channel
 from ..log import get_logger
 from ..msg.types import Error, Return, StartAck, Stop, Yield
 from ..trionics._beg import raise_as_is, strip
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .._context import Context
-    from ..ipc._chan import Channel
     from ._runtime import Actor
 
 log = get_logger()
@@ -65,16 +65,15 @@ async def _invoke(
     Raises:
         KeyboardInterrupt: Raised by the function; it is shipped, too.
     """
-    ctx = actor._contexts.get((chan, cid))
-    if ctx is None:
+    # The message loop has registered the task already; whoever else calls this has not.
+    entry = actor._rpc_tasks.get((chan, cid)) if is_rpc else None
+    if entry is None:
         nsf = f'{func.__module__}:{name_of(func)}'
         ctx = actor.get_context(chan=chan, cid=cid, nsf=nsf)
-    entry = actor._rpc_tasks.get((chan, ctx.cid)) if is_rpc else None
-    if entry is None:
         ctx._scope = trio.CancelScope()
         done = register(actor, chan, ctx, func) if is_rpc else trio.Event()
     else:
-        done = entry[2]
+        ctx, _, done = entry
     scope = ctx._scope
     assert scope is not None
     token = _ctxvar_Context.set(ctx)
@@ -94,8 +93,9 @@ async def _invoke(
                     chan, StartAck(cid=cid, functype=kind.functype)
                 )
                 acked = True
-                if kind in _AWAITED or (
-                    not actor._had_first_request and actor._serves_main_task(chan)
+                if entry is not None and (
+                    kind in _AWAITED
+                    or (not actor._had_first_request and actor._serves_main_task(chan))
                 ):
                     chan.flush()
                 await _RUN[kind](ctx, chan, cid, func, call, return_msg_type, reachable)
@@ -147,10 +147,19 @@ async def _reply(chan: Channel, msg: Any) -> bool:
     return True
 
 
+async def send_last(chan: Any, msg: Any) -> None:
+    """Send also if cancelled; over a channel, or over what only has its `send()`."""
+    if isinstance(chan, Channel):
+        await chan.send_last(msg)
+        return
+    with trio.CancelScope(shield=True):
+        await chan.send(msg)
+
+
 async def _say_last(chan: Channel, msg: Any) -> None:
     """Send what ends a dialog, whether or not this task is cancelled."""
     try:
-        await chan.send_last(msg)
+        await send_last(chan, msg)
     except GONE as err:
         log.warning('requester is gone, %s not sent: %s', type(msg).__name__, err)
 
@@ -370,7 +379,7 @@ def _report(err: BaseException) -> str:
 
 async def _ship_error(chan: Channel, err: BaseException, cid: str, func: Any) -> None:
     try:
-        await chan.send_last(pack_error(err, cid=cid))
+        await send_last(chan, pack_error(err, cid=cid))
     except GONE as gone:
         log.warning('requester is gone, error of %s lost: %s', func, gone)
     except Exception as why:
@@ -415,7 +424,7 @@ async def try_ship_error_to_remote(
     """
     try:
         msg: Error = pack_error(err, cid=cid)
-        await channel.send_last(msg)
+        await send_last(channel, msg)
     except Exception as why:
         log.error('%s cannot be told of %r: %s', remote_descr, err, why)
 

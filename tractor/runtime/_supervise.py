@@ -575,8 +575,10 @@ async def open_nursery(
         return
     from .._root import open_root_actor  # builds on this module
 
-    async with open_root_actor(**kwargs) as root:
-        async with _supervise(root) as an:
-            an._implicit_runtime_started = True
-            yield an
-    log.info(_shutdown_msg)
+    try:
+        async with open_root_actor(**kwargs) as root:
+            async with _supervise(root) as an:
+                an._implicit_runtime_started = True
+                yield an
+    finally:
+        log.info(_shutdown_msg)

@@ -442,6 +442,18 @@ class _Methods(dict[str, Any]):
         main = super().__getitem__(key)
         return __getattr__(main) if isinstance(main, str) else main  # type: ignore[no-any-return]
 
+    def get(self, key: str, default: Any = None) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def values(self) -> Any:
+        return [self[key] for key in self]
+
+    def items(self) -> Any:
+        return [(key, self[key]) for key in self]
+
 
 _methods = _Methods(
     {
