@@ -63,16 +63,19 @@ async def async_main(
     actor._task = trio.lowlevel.current_task()
     IdleFlush.install()
     try:
-        if parent_addr is not None:
-            spec = await _meet_parent(actor, parent_addr)
-            accept_addrs = spec.bind_addrs
         try:
+            if parent_addr is not None:
+                spec = await _meet_parent(actor, parent_addr)
+                accept_addrs = spec.bind_addrs
             await _run_in_root_nursery(actor, accept_addrs, task_status)
         except BaseException as err:
             error = strip(err)
             chan = actor._parent_chan
             if chan is not None and isinstance(error, Exception):
                 await try_ship_error_to_remote(chan, error)
+            elif isinstance(error, KeyboardInterrupt):
+                # The whole foreground group got it, or its requester has been told.
+                await actor._say_farewell()
             raise_as_is(error)
         finally:
             await _close_parent_chan(actor)
@@ -86,8 +89,8 @@ async def _meet_parent(actor: Actor, parent_addr: Any) -> SpawnSpec:
         chan = parent_addr
     else:
         chan = await Channel.from_addr(wrap_address(parent_addr))
+    actor._parent_chan = chan  # which is told of whatever ends this actor from here on
     await chan._do_handshake(aid=actor.aid)
-    actor._parent_chan = chan
     spec = await chan.recv()
     if not isinstance(spec, SpawnSpec):
         raise InternalError(f'the parent sent {spec!r} instead of a SpawnSpec')
