@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tractor._exceptions import NoRuntime, TransportClosed
 from tractor.discovery import _api
@@ -161,14 +161,21 @@ def test_query_gives_the_preferred_address(registrar):
 
 
 def dial(monkeypatch, failures):
-    """Record what is dialed; fail as told, else yield the address as the portal."""
+    """
+    Record what is dialed; fail as told, else yield the address as the portal.
+
+    A list of failures tells those of the first dials.
+    """
     dialed = []
 
     @asynccontextmanager
     async def portal_at(addr, **kwargs):
         dialed.append(addr)
-        if addr in failures:
-            raise failures[addr]
+        failure = failures.get(addr)
+        if isinstance(failure, list):
+            failure = failure.pop(0) if failure else None
+        if failure is not None:
+            raise failure
         yield addr
 
     monkeypatch.setattr(_api, '_open_addr_portal', portal_at)
@@ -205,17 +212,47 @@ def test_another_address_is_tried_first(monkeypatch, registrar):
     trio.run(main)
 
 
-def test_a_peer_that_hangs_up_is_not_stale(monkeypatch, registrar):
-    """It is on its way out and unregisters itself."""
+def test_a_listener_that_is_being_closed_is_stale(monkeypatch, registrar):
+    """It drops those it has not accepted, and refuses the next dial."""
     registrar._names.register(('a', '1'), UDS)
-    dial(monkeypatch, {UDS: CLOSED})
+    dialed = dial(monkeypatch, {UDS: [CLOSED, REFUSED]})
 
     async def main():
         async with _api.find_actor('a') as portal:
             assert portal is None
+        assert dialed == [UDS, UDS]
+        assert registrar._registry == {}
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_a_peer_that_hung_up_once(monkeypatch, registrar):
+    """It may have been too busy for one more stranger."""
+    registrar._names.register(('a', '1'), UDS)
+    dialed = dial(monkeypatch, {UDS: [CLOSED, CLOSED]})
+
+    async def main():
+        async with _api.find_actor('a') as portal:
+            assert portal == UDS
+        assert dialed == [UDS] * 3
         assert registrar._registry == {('a', '1'): [UDS]}
 
-    trio.run(main)
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_a_peer_that_always_hangs_up_is_not_stale(monkeypatch, registrar):
+    """It is there, though it does not talk to us; the dials are bounded."""
+    registrar._names.register(('a', '1'), UDS)
+    registrar._names.register(('a', '1'), LOOP)
+    dialed = dial(monkeypatch, {UDS: CLOSED, LOOP: CLOSED})
+
+    async def main():
+        async with _api.find_actor('a') as portal:
+            assert portal is None
+        assert dialed == [UDS] * 3 + [LOOP] * 3
+        assert registrar._registry == {('a', '1'): [UDS, LOOP]}
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
 def test_waiting_goes_on_after_a_stale_entry(monkeypatch, registrar):

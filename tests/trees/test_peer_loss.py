@@ -32,6 +32,16 @@ async def serve(ctx: tractor.Context) -> None:
     await trio.sleep_forever()
 
 
+async def stop_listening() -> bool:
+    return tractor.current_actor().ipc_server.cancel()
+
+
+async def is_shut_down() -> bool:
+    server = tractor.current_actor().ipc_server
+    await server.wait_for_shutdown()
+    return server.is_shutdown()
+
+
 @tractor.context
 async def never_start(ctx: tractor.Context) -> None:
     await trio.sleep_forever()
@@ -364,3 +374,21 @@ def test_peer_side_cut_wakes_the_reader(run_tree, method):
     with pytest.raises(KeyboardInterrupt):
         run_tree(body)
     assert 'child' in str(woken[0])
+
+
+def test_a_child_that_stops_listening(run_tree):
+    """Its parent's channel serves on; for look-ups it does not exist any more."""
+
+    async def body(an):
+        registry = tractor.current_actor()._registry
+        portal = await an.start_actor('child', enable_modules=[__name__])
+        uid = portal.chan.aid.uid
+        assert await portal.run(stop_listening)
+        assert uid in registry
+        async with tractor.find_actor('child') as found:
+            assert found is None
+        assert uid not in registry
+        assert await portal.run(is_shut_down)
+        await portal.cancel_actor()
+
+    run_tree(body)

@@ -51,6 +51,8 @@ type RegistryPortal = Portal | LocalPortal
 PROBE_NAME: Final = 'registry-probe'
 REGISTRAR_ALIAS: Final = 'registrar'
 UNREGISTER_TIMEOUT: Final = 0.5  # seconds for each registry
+DIALS: Final = 3  # of one address whose listener hangs up each time
+DIAL_PAUSE: Final = 0.02  # seconds between them
 
 # Preference of an address: the larger the better.
 TIER_REMOTE: Final = 0
@@ -180,6 +182,26 @@ def get_peer_by_name(name: str) -> list[Channel] | None:
     return None
 
 
+async def _dial(stack: AsyncExitStack, addr: UnwrappedAddress) -> Portal | None:
+    """
+    Enter a portal to `addr`; `None` if it hangs up however often it is dialed.
+
+    A listener that is being closed drops who waits to be accepted, which looks like a
+    peer that hangs up.  Only another dial tells: that one is refused.
+
+    Raises:
+        OSError: Nobody listens there, or nobody does any more.
+    """
+    for attempt in range(DIALS):
+        if attempt:
+            await trio.sleep(DIAL_PAUSE)
+        try:
+            return await stack.enter_async_context(_open_addr_portal(addr))
+        except TransportClosed as err:
+            log.runtime('peer at %s hung up: %s', addr, err)
+    return None
+
+
 async def _enter_match(
     stack: AsyncExitStack,
     registry_addr: AnyAddress | None,
@@ -190,17 +212,17 @@ async def _enter_match(
 
     If none does, those that refused are stale and the registrar is asked to drop
     them.  While one works the others stay: they may serve somebody on another host.
-    A peer that accepts and then hangs up is on its way out and unregisters itself.
     """
     stale: list[UnwrappedAddress] = []
     for addr in _ranked(addrs or ()):
         try:
-            return await stack.enter_async_context(_open_addr_portal(addr))
+            portal = await _dial(stack, addr)
         except OSError as err:
             log.runtime('nobody listens at %s: %r', addr, err)
             stale.append(addr)
-        except TransportClosed as err:
-            log.runtime('peer at %s hung up: %s', addr, err)
+        else:
+            if portal is not None:
+                return portal
     if stale:
         async with get_registry(registry_addr) as registry:
             for addr in stale:
