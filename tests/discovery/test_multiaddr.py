@@ -37,6 +37,23 @@ def test_there_and_back(addr, text):
     assert back == addr
 
 
+@pytest.mark.parametrize(
+    'name', ['a@1.sock', 'a b', '100%', 'a%40b', 'größe', '+:~*?#&=', 'a%2Fb']
+)
+def test_any_file_name_there_and_back(name):
+    """What a file may be called is not changed on the way, nor in its directory."""
+    addr = UDSAddress(Path(f'/tmp/{name}'), Path(name))
+    maddr = mk_maddr(addr)
+    assert Multiaddr(str(maddr)) == maddr
+    assert parse_maddr(str(maddr)).unwrap() == addr.unwrap()
+
+
+def test_a_path_as_people_write_it():
+    """Only `%` has to be encoded; everything else may be written as it is."""
+    for text in ('/unix/tmp/x y/a@1%25.sock', '/unix/tmp/x%20y/a%401%25.sock'):
+        assert parse_maddr(text).unwrap() == ('/tmp/x y', 'a@1%.sock')
+
+
 def test_the_tables_are_inverse():
     """Transport keys and multiaddr names."""
     assert _multiaddr._tpt_proto_to_maddr == {'tcp': 'tcp', 'uds': 'unix'}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote, unquote
 
 from tractor.discovery._addr import wrap_address
 from tractor.ipc._tcp import TCPAddress
@@ -38,7 +39,7 @@ def mk_maddr(addr: Any) -> Any:
             return Multiaddr(f'/{version}/{host}/tcp/{port}')
         case 'uds':
             path = addr.sockpath.absolute().as_posix().lstrip('/')
-            return Multiaddr(f'/unix/{path}')
+            return Multiaddr(f'/unix/{quote(path)}')
     raise ValueError(
         f'Unsupported proto_key {addr.proto_key!r}; multiaddrs exist for '
         f'{", ".join(map(repr, _tpt_proto_to_maddr))}'
@@ -60,7 +61,8 @@ def parse_maddr(maddr: str) -> Any:
             host = parsed.value_for_protocol(version)
             return TCPAddress(host, int(parsed.value_for_protocol('tcp')))
         case ['unix']:
-            path = Path('/') / parsed.value_for_protocol('unix')
+            # Whichever way it was written, the library gives it percent-encoded.
+            path = Path('/') / unquote(parsed.value_for_protocol('unix'))
             return UDSAddress.from_addr(path)
         case names:
             raise ValueError(
