@@ -208,6 +208,10 @@ def level_number(level: str | int) -> int:
     """Return a level's number; the name's case does not matter."""
     if isinstance(level, int):
         return level
+    # Asked for each message, while the other mapping is a copy each time.
+    number = CUSTOM_LEVELS.get(level.upper())
+    if number is not None:
+        return number
     numbers = logging.getLevelNamesMapping()
     number = numbers.get(level.upper())
     if number is None:

@@ -128,6 +128,21 @@ def test_a_payload_is_rendered_only_for_a_record(
     assert len(transport.sent) == 1
 
 
+@pytest.mark.parametrize('shown', [True, False])
+def test_the_log_can_be_replaced(monkeypatch, shown):
+    """All that is asked of it is whether the level is shown, and to show one text."""
+    asked, texts = [], []
+    log = SimpleNamespace(
+        at_least_level=lambda level: asked.append(level) or shown,
+        transport=texts.append,
+    )
+    monkeypatch.setattr(_chan, 'log', log)
+    monkeypatch.setattr(_chan, 'pformat', lambda payload: '100% rendered')
+    trio.run(Channel(DuckTransport()).send, Stop('c'))
+    assert asked == ['transport']
+    assert texts == ['=> to None: 100% rendered'] * shown
+
+
 def handshake(*replies, timeout=None):
     chan = Channel(DuckTransport(*replies))
 

@@ -21,13 +21,12 @@ from tractor._exceptions import MsgTypeError, TransportClosed
 from tractor.discovery._addr import wrap_address
 from tractor.ipc._transport import MAX_SKIPPED_FRAMES, MsgpackTransport
 from tractor.ipc._types import transport_from_addr, transport_from_stream
-from tractor.log import CUSTOM_LEVELS, get_logger
+from tractor.log import get_logger
 from tractor.msg._codec import DecodeError, MsgCodec
 from tractor.msg.types import Aid
 
 log = get_logger()
 
-_TRANSPORT_LEVEL: Final = CUSTOM_LEVELS['TRANSPORT']
 _NO_TRANSPORT: Final = '<no-tpt>'
 
 
@@ -147,8 +146,9 @@ class Channel:
             MsgTypeError: It is none of the ten messages, or cannot be encoded.
         """
         __tracebackhide__ = hide_tb
-        if log.logger.isEnabledFor(_TRANSPORT_LEVEL):
-            log.transport('=> to %s: %s', self.aid, pformat(payload))
+        if log.at_least_level('transport'):
+            text = f'=> to {self.aid}: {pformat(payload)}'
+            log.transport(text)
         transport = self._transport
         if transport is None:
             raise TransportClosed('this channel is a placeholder without a transport')
