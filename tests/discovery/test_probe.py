@@ -16,6 +16,7 @@ from tractor.msg.types import Aid
 REG = wrap_address(('127.0.0.1', 1616))
 REFUSED = ConnectionRefusedError('no')
 CLOSED = TransportClosed('hung up')
+SLOW = trio.TooSlowError()
 # -- the probe ---------------------------------------------------------------------
 
 HANG = object()  # what a scripted step does instead of raising or returning
@@ -110,6 +111,22 @@ def test_silence_is_tried_again(monkeypatch):
     assert found == 'registrar'
     assert peer.attempts == pytest.approx([0, 1.05, 2.15])
     assert peer.closed == 3
+
+
+@pytest.mark.parametrize(
+    ('script', 'result', 'attempts'),
+    [
+        ([(None, SLOW), (None, aid_of(True))], 'registrar', [0, 0.05]),
+        ([(None, SLOW)] * 3, 'occupied', [0, 0.05, 0.15]),
+        ([(SLOW, None)], 'absent', [0]),
+        ([(None, SLOW), (SLOW, None), (SLOW, None)], 'occupied', [0, 0.05, 0.15]),
+    ],
+)
+def test_a_deadline_below_the_probe(monkeypatch, script, result, attempts):
+    """`TooSlowError` of connecting or of the handshake counts as their timeout."""
+    found, peer, _ = probe(monkeypatch, *script)
+    assert found == result
+    assert peer.attempts == pytest.approx(attempts)
 
 
 def test_silence_to_the_end(monkeypatch):

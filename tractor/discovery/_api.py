@@ -533,6 +533,8 @@ async def _probe_registry(
                 except TransportClosed as err:
                     accepted = True
                     log.runtime('probe of %s: no handshake: %s', addr, err)
+                except trio.TooSlowError:  # as if the time of the attempt were over
+                    log.runtime('probe of %s: attempt %d too slow', addr, attempt)
                 except OSError as err:
                     log.runtime('probe of %s: %r', addr, err)
                     return 'occupied' if accepted else 'absent'
