@@ -243,20 +243,25 @@ async def maybe_limit_plds(
     dec_hook: Any = None,
     **kwargs: Any,
 ) -> AsyncIterator[MsgDec | None]:
-    """Apply a payload type to the current context, or nothing if none is given."""
+    """
+    Apply a payload type to the current context, or nothing if none is given.
+
+    Args:
+        ctx: The current context.
+        spec: The type, or a union of types.
+        dec_hook: As `tractor.msg.mk_dec()` takes it; without `ext_types` it makes
+            what `spec` names.
+        **kwargs: `ext_types`.
+    """
     if spec is None and dec_hook is None:
         yield None
         return
     if current_ipc_ctx() is not ctx:
         raise RuntimeError(f'context {ctx.cid} is not the current one')
-    with ctx._pld_rx.limit_plds(spec, **_hook_args(spec, dec_hook), **kwargs) as dec:
+    if dec_hook is not None:
+        kwargs = {'ext_types': [spec], 'dec_hook': dec_hook, **kwargs}
+    with ctx._pld_rx.limit_plds(spec, **kwargs) as dec:
         yield dec
-
-
-def _hook_args(spec: Any, dec_hook: Any) -> dict[str, Any]:
-    if dec_hook is None:
-        return {}
-    return {'dec_hook': dec_hook, 'ext_types': [spec]}
 
 
 async def drain_to_final_msg(
