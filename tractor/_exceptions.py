@@ -299,7 +299,7 @@ class RemoteActorError(Exception):
             lines.append(f'src_type={self.src_type_str}')
         for name in self._extra_fields:
             value = getattr(self, name, None)
-            if value is not None:
+            if value not in (None, type(None)):
                 lines.append(f'{name}={value}')
         return '\n'.join(lines)
 
@@ -399,18 +399,17 @@ class MsgTypeError(RemoteActorError):
         return value
 
     @property
-    def expected_msg_type(self) -> type[MsgType] | None:
-        """The type of message whose payload is wrong, or `None`."""
-        msg = self.bad_msg
-        return None if msg is None else type(msg)
+    def expected_msg_type(self) -> type[MsgType] | type[None]:
+        """The type of `bad_msg`."""
+        return type(self.bad_msg)
 
     @property
     def cid(self) -> str:
         """Id of the context; `KeyError` if neither message nor data tell it."""
-        msg = self.bad_msg
-        if msg is not None:
-            return str(msg.cid)
-        return str(self.msgdata['cid'])
+        cid = getattr(self.bad_msg, 'cid', None) or self._field('cid')
+        if cid is None:
+            raise KeyError('cid')
+        return str(cid)
 
     @classmethod
     def from_decode(

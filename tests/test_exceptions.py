@@ -1,0 +1,63 @@
+"""Errors: what they tell of a message that is wrong."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from tractor._exceptions import MsgTypeError
+from tractor.msg.types import Aid, Error, Yield
+
+AS_DICT = {'msg_type': 'Yield', 'cid': 'c1', 'pld': 5}
+
+
+def wire(cid):
+    return Error(
+        src_uid=('a', 'u'),
+        src_type_str='MsgTypeError',
+        boxed_type_str='MsgTypeError',
+        relay_path=[('a', 'u')],
+        tb_str='',
+        cid=cid,
+    )
+
+
+@pytest.mark.parametrize(
+    ('data', 'cid'),
+    [
+        ({'_bad_msg': Yield('c1', pld=5)}, 'c1'),
+        ({'_bad_msg_as_dict': AS_DICT}, 'c1'),
+        ({'ipc_msg': wire('c1')}, 'c1'),
+        ({'cid': 'c1'}, 'c1'),
+        ({'ipc_msg': wire(None), 'cid': 'c1'}, 'c1'),
+        ({'_bad_msg': Yield('c1', pld=5), 'cid': 'c2'}, 'c1'),
+        ({'_bad_msg': Aid('a', 'u'), 'cid': 'c1'}, 'c1'),
+    ],
+)
+def test_the_context_of_a_wrong_message(data, cid):
+    """The message tells it, else the data that came with the error."""
+    error = MsgTypeError('bad', **data)
+    assert error.cid == cid
+    assert pickle.loads(pickle.dumps(error)).cid == cid
+
+
+@pytest.mark.parametrize('data', [{}, {'ipc_msg': wire(None)}, {'cid': None}])
+def test_a_wrong_message_of_no_context(data):
+    """Nothing tells it: that is a `KeyError`, while rendering goes on."""
+    error = MsgTypeError('bad', **data)
+    with pytest.raises(KeyError, match='cid'):
+        _ = error.cid
+    assert 'bad' in repr(error)
+
+
+def test_the_expected_type_is_that_of_the_wrong_message():
+    """Without a message it is that of `None`, which is not worth showing."""
+    error = MsgTypeError('bad', _bad_msg=Yield('c1', pld=5))
+    assert error.expected_msg_type is Yield
+    assert 'expected_msg_type=' in repr(error)
+    assert MsgTypeError('bad', _bad_msg_as_dict=AS_DICT).expected_msg_type is Yield
+    error = MsgTypeError('bad', ipc_msg=wire('c1'))
+    assert error.bad_msg is None
+    assert error.expected_msg_type is type(None)
+    assert 'expected_msg_type' not in repr(error)
