@@ -211,6 +211,38 @@ def test_the_directory_is_made_and_the_file_is_ours_alone(tmp_path):
     trio.run(main)
 
 
+def test_the_file_of_a_closed_listener(addr, caplog):
+    """It is removed once; that it is missing then is no error but mentioned."""
+
+    async def main():
+        listener = await start_listener(addr)
+        await listener.aclose()
+        assert addr.sockpath.exists()
+        close_listener(addr, listener)
+        assert not addr.sockpath.exists()
+        assert not caplog.records
+        close_listener(addr, listener)
+
+    trio.run(main)
+    assert 'was already gone' in caplog.text
+
+
+def test_the_file_of_a_closed_listener_that_another_has_now(addr):
+    """Whoever replaced it and listens keeps it."""
+
+    async def main():
+        closed = await start_listener(addr)
+        await closed.aclose()
+        listener = await start_listener(addr)
+        close_listener(addr, closed)
+        client = await MsgpackUDSStream.connect_to(addr)
+        await client.aclose()
+        close_listener(addr, listener)
+        assert not addr.sockpath.exists()
+
+    trio.run(main)
+
+
 def test_binding_twice_is_a_connection_error(addr):
     """The address of a live listener is taken; the system's error is the context."""
 

@@ -220,6 +220,14 @@ def _is_stale(path: str) -> bool:
     return False
 
 
+def _unlink_stale(addr: UDSAddress) -> None:
+    """Remove a socket file unless somebody listens there."""
+    path = os.fspath(addr.sockpath)
+    with _locked(addr.bindspace):
+        if _is_stale(path):
+            os.unlink(path)
+
+
 def _bind(sock: socket.socket, path: str) -> None:
     try:
         sock.bind(path)
@@ -265,6 +273,8 @@ def close_listener(addr: UDSAddress, lstnr: trio.SocketListener) -> None:
     try:
         if lstnr.socket.fileno() != -1:
             os.unlink(addr.sockpath)
+        else:
+            _unlink_stale(addr)
     except FileNotFoundError:
         log.warning('socket file %s was already gone', addr.sockpath)
     finally:
