@@ -39,7 +39,7 @@ async def footprint() -> dict[str, int]:
         'descriptors': len(os.listdir('/proc/self/fd')),
         'threads': threading.active_count(),
         'peers': server.len_peers(),
-        'strangers': server._strangers,
+        'strangers': len(_server._strangers),
     }
 
 

@@ -46,6 +46,9 @@ CLOSE_TIMEOUT: Final = 0.5  # seconds to close one channel
 ACCEPT_PAUSE: Final = 0.1  # seconds, when the process is out of descriptors
 _OUT_OF_RESOURCES: Final = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM})
 
+# Of this process, whose descriptors they take; one item each.
+_strangers: Final[set[object]] = set()
+
 _transport_modules: Final[dict[str, ModuleType]] = {'tcp': _tcp, 'uds': _uds}
 
 
@@ -123,7 +126,6 @@ class Server:
         self._arrived: dict[Uid, list[Channel]] = {}  # who waits shares the list
         self._no_more_peers = trio.Event()
         self._no_more_peers.set()
-        self._strangers = 0
 
     # Listening
 
@@ -426,13 +428,14 @@ async def handle_stream_from_peer(
 
 async def _introduce(actor: Actor, stream: Any, server: Server) -> Channel | None:
     """Return the channel of a peer, now in the table of them; `None` if it is none."""
-    if server._strangers >= MAX_STRANGERS:
+    if len(_strangers) >= MAX_STRANGERS:
         log.warning(
             'connection dropped: %d others have not introduced themselves yet',
-            server._strangers,
+            len(_strangers),
         )
         return None
-    server._strangers += 1
+    stranger = object()
+    _strangers.add(stranger)
     try:
         known = isinstance(stream, Channel)
         chan: Channel = stream if known else Channel.from_stream(stream)
@@ -447,7 +450,7 @@ async def _introduce(actor: Actor, stream: Any, server: Server) -> Channel | Non
         log.transport('connection dropped, its peer has gone: %r', err)
         return None
     finally:
-        server._strangers -= 1
+        _strangers.discard(stranger)
     if aid.is_probe:
         log.runtime('probed by %s', aid.reprol())
         return None
