@@ -79,6 +79,14 @@ def test_socket_of_a_dead_child_is_removed(folder, dead_pid):
     assert same_name.exists()
 
 
+def test_any_handle_with_a_pid_will_do(folder, dead_pid):
+    """Whatever else it has is not taken for the number of an interpreter."""
+    dead = leave_socket(folder / f'worker@{dead_pid}.sock')
+    handle = SimpleNamespace(pid=dead_pid, id=lambda: 1)
+    _reap.unlink_uds_bind_addrs(handle, subactor=actor('worker'))
+    assert not dead.exists()
+
+
 def test_socket_named_by_a_digest_is_removed(folder, dead_pid):
     """A name that makes no file name is found as the child itself found it."""
     name = UDSAddress.get_sockname('a/b', dead_pid, folder)
@@ -105,6 +113,14 @@ def test_missing_socket_is_ignored(folder, dead_pid, caplog):
     with caplog.at_level(logging.WARNING):
         _reap.unlink_uds_bind_addrs(proc(dead_pid), subactor=actor('worker'))
     assert not caplog.records
+
+
+def test_interpreter_that_was_never_made_left_nothing(folder):
+    """The socket of its parent, named alike in the same process, stays."""
+    parent = leave_socket(folder / f'worker@{os.getpid()}.sock')
+    handle = SimpleNamespace(pid=os.getpid(), id=None)
+    _reap.unlink_uds_bind_addrs(handle, subactor=actor('worker'))
+    assert parent.exists()
 
 
 def test_process_that_never_started_left_nothing(folder):

@@ -36,7 +36,7 @@ def unlink_uds_bind_addrs(
     Remove the Unix sockets of a child that is gone.
 
     Args:
-        proc: Its process handle; only `.pid` is used.
+        proc: Its process handle; only `.pid` is used, and `.id` of an interpreter.
         bind_addrs: The addresses it was told to bind; else its default one is made up
             from its name and pid.
         subactor: The actor it was.
@@ -58,8 +58,13 @@ def _paths(
     if subactor is None or proc.pid is None:
         return []
     space = UDSAddress.def_bindspace
+    number = getattr(proc, 'id', 0)  # of an interpreter, where it is one
+    if number is None:
+        return []  # it was never made
+    if not isinstance(number, int):
+        number = 0
     try:
-        owner = socket_owner(subactor.aid.name, getattr(proc, 'id', 0))
+        owner = socket_owner(subactor.aid.name, number)
         name = UDSAddress.get_sockname(name=owner, pid=proc.pid, bindspace=space)
     except Exception as err:
         log.warning('no socket path for %r: %s', subactor.aid.name, err)
