@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -222,6 +223,25 @@ def test_each_gets_the_topics_it_subscribed_to():
         assert len(publisher.runs) == 1
 
     run(main)
+
+
+def test_all_that_is_asked_of_a_context():
+    """It takes what is sent; without anything to send not even that."""
+    got = []
+
+    async def send_yield(data):
+        got.append(data)
+
+    async def main(tn):
+        @msgpub
+        async def one_value(get_topics):
+            yield {'a': 1}
+
+        await one_value(ctx=SimpleNamespace(send_yield=send_yield), topics=['a'])
+        await one_value(ctx=None, topics=['b'])
+
+    run(main)
+    assert got == [{'a': 1}]
 
 
 def test_packetizer_makes_the_packets():

@@ -72,7 +72,9 @@ class _Subscriber:
     async def send(self, topic: Hashable, data: Any) -> None:
         make = self._packetizer
         packet = {topic: data} if make is None else make(topic, data)
-        await self._ctx._send_yield(packet)
+        # A context's own public way warns that it is deprecated.
+        send = getattr(self._ctx, '_send_yield', None) or self._ctx.send_yield
+        await send(packet)
 
 
 class _Feed:
@@ -156,7 +158,7 @@ def pub(
     that runs it is cancelled, another one starts it anew.
 
     The endpoint takes, by keyword:
-        ctx: Where to send; implicit for remote callers.
+        ctx: Where to send, by its `send_yield()`; implicit for remote callers.
         topics: What to subscribe to.
         task_name: Which of several concurrent runs to share.
         packetizer: Called with `(topic, data)`; what it returns is sent instead.
