@@ -20,7 +20,7 @@ import trio
 import trio.testing
 
 import tractor
-from tractor import TransportClosed
+from tractor import ContextCancelled, TransportClosed
 from tractor._exceptions import ActorDied
 from tractor._testing import break_ipc, repodir
 from tractor._testing._reap import find_orphaned_uds, reap_uds
@@ -32,14 +32,8 @@ async def serve(ctx: tractor.Context) -> None:
     await trio.sleep_forever()
 
 
-async def stop_listening() -> bool:
+async def stop_serving() -> bool:
     return tractor.current_actor().ipc_server.cancel()
-
-
-async def is_shut_down() -> bool:
-    server = tractor.current_actor().ipc_server
-    await server.wait_for_shutdown()
-    return server.is_shutdown()
 
 
 @tractor.context
@@ -376,19 +370,20 @@ def test_peer_side_cut_wakes_the_reader(run_tree, method):
     assert 'child' in str(woken[0])
 
 
-def test_a_child_that_stops_listening(run_tree):
-    """Its parent's channel serves on; for look-ups it does not exist any more."""
+def test_a_child_that_stops_serving(run_tree):
+    """Who waits for a call hears of it; for look-ups it does not exist any more."""
 
     async def body(an):
         registry = tractor.current_actor()._registry
         portal = await an.start_actor('child', enable_modules=[__name__])
         uid = portal.chan.aid.uid
-        assert await portal.run(stop_listening)
+        with pytest.raises(ContextCancelled) as caught:
+            await portal.run(stop_serving)
+        assert caught.value.canceller == uid
         assert uid in registry
         async with tractor.find_actor('child') as found:
             assert found is None
         assert uid not in registry
-        assert await portal.run(is_shut_down)
-        await portal.cancel_actor()
+        assert await portal.cancel_actor()
 
     run_tree(body)

@@ -99,6 +99,15 @@ async def _invoke(
                 ):
                     chan.flush()
                 await _RUN[kind](ctx, chan, cid, func, call, return_msg_type, reachable)
+            except BaseException as err:
+                if (
+                    kind is Kind.PLAIN
+                    and not scope.cancel_called
+                    and _all_cancelled(err)
+                ):
+                    # The actor stops serving, which its requester may not notice.
+                    await _answer_cancelled(ctx, chan, cid, func)
+                raise
             finally:
                 # A coroutine that never got to run warns unless it is closed.
                 if kind is not Kind.GENERATOR:
