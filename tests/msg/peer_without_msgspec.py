@@ -40,6 +40,23 @@ def read(frame: bytes, spec: Any = Any) -> Any:
     return mk_dec(spec).decode(msg.pld)
 
 
+def written_nested(depth: int) -> bytes:
+    """Return the frame that a side writes for lists in each other."""
+    payload: list[Any] = []
+    for _ in range(depth):
+        payload = [payload]
+    return written(payload)
+
+
+def depth_of(frame: bytes) -> int:
+    """Return how many lists in each other a side gets of a frame."""
+    payload, depth = read(frame), 0
+    while payload:
+        (payload,) = payload
+        depth += 1
+    return depth
+
+
 def read_messages(frames: list[bytes]) -> list[Any]:
     """Return the messages in some frames, read one after the other."""
     return [*map(loader(current_codec()), frames)]

@@ -85,7 +85,19 @@ REFUSED = [
     datetime(9999, 12, 31, 23, tzinfo=timezone(-timedelta(hours=5))),
 ]
 
-DEEP = b'\x91' * 9999 + b'\x01'  # lists in a list
+
+def nested(depth: int, inner: Any = 1) -> Any:
+    """Return something within lists and dicts in turn."""
+    for level in range(depth):
+        inner = {'a': inner} if level % 2 else [inner]
+    return inner
+
+
+def unwrapped(obj: Any, depth: int) -> Any:
+    """Return what is inside; comparing it as a whole would recurse."""
+    for level in reversed(range(depth)):
+        (obj,) = obj.values() if level % 2 else obj
+    return obj
 
 
 def plain(obj: Any) -> Any:
@@ -191,7 +203,10 @@ def test_extension_values():
 @needs_msgpack
 @pytest.mark.parametrize(
     'frame',
-    [b'', b'\x92\x01', b'\x01\x01', b'\xc1', b'\xa1\xff', b'\x81\x80\1', DEEP],
+    [
+        *(b'', b'\x92\x01', b'\x01\x01', b'\xc1', b'\xa1\xff', b'\x81\x80\1'),
+        *(b'\x91' * 9999, b'\x91' * 9999 + b'\xc1', b'\x91' * 9999 + b'\1\1'),
+    ],
     ids=lambda frame: repr(frame[:4]),
 )
 def test_broken_frames(frame):
@@ -208,6 +223,54 @@ def test_encode_into(offset):
     _fallback_codec.Encoder().encode_into([1, 'x'], buffers[0], offset)
     msgspec.msgpack.Encoder().encode_into([1, 'x'], buffers[1], offset)
     assert buffers[0] == buffers[1]
+
+
+# On versions before 3.14 `msgspec` stops at a fixed depth.
+@needs_msgpack
+@pytest.mark.parametrize('depth', [400, 800, 2500, 9000])
+def test_deep_nesting(depth):
+    """Each reads what the other one wrote, at any depth that msgspec can handle."""
+    ours, theirs = _fallback_codec, msgspec.msgpack
+    inner = (1, {(2, 3): Things.TEXT})
+    frame = theirs.encode(nested(depth, inner))
+    assert ours.encode(nested(depth, inner)) == frame
+    assert unwrapped(ours.decode(frame), depth) == [1, {(2, 3): 'text'}]
+    buffer = bytearray()
+    ours.Encoder().encode_into(nested(depth, inner), buffer)
+    assert buffer == frame
+    assert sys.getrecursionlimit() < 9000
+
+
+@needs_msgpack
+def test_deep_structs():
+    """They are made and taken apart at any depth, and refused with a short trace."""
+    Node = _fallback.defstruct('Node', [('next', Any)])
+    Node.__struct_annotations__['next'] = Node | int | None
+    chain: Any = None
+    data: Any = 'x'
+    for _ in range(3000):
+        chain, data = Node(chain), {'next': data}
+    made = _fallback_codec.decode(_fallback_codec.encode(chain), type=Node)
+    for _ in range(3000):
+        assert type(made) is Node
+        made = made.next
+    assert made is None
+    codec = _fallback_codec.Decoder(Node)
+    for refuse in (
+        lambda: codec.from_builtins(data),
+        lambda: _fallback_codec.encode(nested(3000, 1j)),
+    ):
+        with pytest.raises((_fallback.ValidationError, TypeError)) as caught:
+            refuse()
+        assert len(caught.traceback) < 20
+
+
+def test_deep_plain_data():
+    """It needs no msgpack to be made plain."""
+    made = _fallback_codec.Encoder().to_builtins(nested(2500, (1,)))
+    assert unwrapped(made, 2500) == [1]
+    with pytest.raises(RecursionError, match='nested too deeply'):
+        _fallback_codec.Encoder().to_builtins(nested(100_000, (1,)))
 
 
 def run_without_msgspec(code: str) -> None:

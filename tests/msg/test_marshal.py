@@ -298,13 +298,17 @@ def test_what_marshal_cannot_write_goes_as_msgpack(payload):
     assert plain(frame)['cid'] == 'c'
 
 
-def test_deep_nesting():
-    """Deeper than marshal goes, msgpack carries it as before."""
-    deep: Any = 1
-    for _ in range(2500):
-        deep = [deep]
-    arrived = attempt(lambda: frame_of(Yield('c', deep)))
-    assert arrived[0] is over_msgpack(deep)[0]
+@pytest.mark.skipif(not HAS_MSGPACK, reason='only there the peer can read it')
+@pytest.mark.parametrize('kind', KINDS)
+def test_deep_nesting(kind):
+    """Deeper than marshal goes, msgpack carries it, in both directions."""
+    with open_peer(kind) as ask:
+        for depth in (400, 800, 1500, 2500, 9000):
+            ours, theirs = here.written_nested(depth), ask('written_nested', depth)
+            assert theirs[0], depth
+            for frame in (ours, theirs[1]):
+                assert ask('depth_of', frame) == (True, depth)
+                assert here.depth_of(frame) == depth
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,11 @@ what arrives does not depend on which of the two ways it came.  Used through
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import sys
+from _thread import RLock
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import EnumType
+from itertools import chain
 from types import GenericAlias, NoneType
 from typing import Any, ClassVar, Final, Literal, get_args, get_origin
 
@@ -38,6 +41,15 @@ _LEAVES: Final = _ANY_VALUE | {int, str}
 # So many values are looked at one by one: that is faster than to gather their types.
 _FEW: Final = 12
 
+# Calls within calls, two or three for each level.  That reaches a bit further than
+# `msgspec` decodes with the 8 MB that a thread has for its stack.
+_ROOM: Final = 100_000
+_room_lock: Final = RLock()
+
+# First bytes of what is nested.
+_ARRAYS: Final = frozenset({*range(0x90, 0xA0), 0xDC, 0xDD})
+_MAPS: Final = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})
+
 
 class Ext:
     """A msgpack extension value."""
@@ -54,6 +66,32 @@ class Ext:
 
     def __hash__(self) -> int:
         return hash((self.code, self.data))
+
+
+def deeply(function: Callable[..., Any], *args: Any) -> Any:
+    """
+    Return what a function returns that recurses a lot.
+
+    Calls of Python functions by each other take no room on the thread's stack; what
+    does is still stopped in time.  The limit is the interpreter's, so one thread at a
+    time changes it.  Of an error nothing is kept of the calls that it went through:
+    they can be very many.
+
+    Raises:
+        RecursionError: It recurses too much even so, or without an end.
+    """
+    with _room_lock:
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(limit, _ROOM))
+        try:
+            return function(*args)
+        except RecursionError:
+            failed: Exception = RecursionError('nested too deeply')
+        except Exception as err:
+            failed = err.with_traceback(None)
+        finally:
+            sys.setrecursionlimit(limit)
+    raise failed from failed.__cause__
 
 
 # Values to plain data
@@ -313,7 +351,7 @@ class Encoder:
 
     def to_builtins(self, obj: Any) -> Any:
         """Return plain data, as `to_builtins()` does."""
-        return to_builtins(obj, self.enc_hook)
+        return _plain(obj, self.enc_hook)
 
     def encode(self, obj: Any) -> bytes:
         """
@@ -322,7 +360,7 @@ class Encoder:
         Raises:
             As `to_builtins()`.
         """
-        return _pack(to_builtins(obj, self.enc_hook))
+        return _pack(_plain(obj, self.enc_hook))
 
     def encode_into(self, obj: Any, buffer: bytearray, offset: int = 0) -> None:
         """
@@ -331,7 +369,7 @@ class Encoder:
         Args:
             offset: Where to begin; -1 is the buffer's end.
         """
-        frame = _pack(to_builtins(obj, self.enc_hook))
+        frame = _pack(_plain(obj, self.enc_hook))
         buffer[len(buffer) if offset == -1 else offset :] = frame
 
 
@@ -393,6 +431,14 @@ class Decoder:
         """
         try:
             return self._convert(obj)
+        except RecursionError:
+            return deeply(self._convert_checked, obj)
+        except Mismatch as err:
+            raise ValidationError(str(err)) from err.__cause__
+
+    def _convert_checked(self, obj: Any) -> Any:
+        try:
+            return self._convert(obj)
         except Mismatch as err:
             raise ValidationError(str(err)) from err.__cause__
 
@@ -404,15 +450,18 @@ class Decoder:
             ValidationError: Not of this type.
             DecodeError: Not msgpack.
         """
+        obj = data.value if type(data) is Raw else _unpack(data)
         try:
-            return self._convert(data.value if type(data) is Raw else _unpack(data))
+            return self._convert(obj)
+        except RecursionError:
+            return deeply(self._convert_checked, obj)
         except Mismatch as err:
             raise ValidationError(str(err)) from err.__cause__
 
 
 def encode(obj: Any, *, enc_hook: EncHook | None = None) -> bytes:
     """Return an object as msgpack."""
-    return _pack(to_builtins(obj, enc_hook))
+    return _pack(_plain(obj, enc_hook))
 
 
 def decode(
@@ -425,6 +474,14 @@ def decode(
     return Decoder(type, dec_hook=dec_hook).decode(data)
 
 
+def _plain(obj: Any, enc_hook: EncHook | None) -> Any:
+    """Return plain data, however deeply it is nested."""
+    try:
+        return to_builtins(obj, enc_hook)
+    except RecursionError:
+        return deeply(to_builtins, obj, enc_hook)
+
+
 def _pack(plain: Any) -> bytes:
     # Most actors of one process talk only to each other, without this.
     import msgpack  # type: ignore[import-untyped,unused-ignore]
@@ -434,7 +491,31 @@ def _pack(plain: Any) -> bytes:
             return msgpack.ExtType(obj.code, bytes(obj.data))
         raise TypeError(f'Encoding objects of type {type(obj).__name__} is unsupported')
 
-    packed: bytes = msgpack.packb(plain, default=ext_type, datetime=True)
+    try:
+        packed: bytes = msgpack.packb(plain, default=ext_type, datetime=True)
+    except (RecursionError, ValueError):  # it says no more of what is too deep
+        packer = msgpack.Packer(default=ext_type, datetime=True, autoreset=False)
+        packed = _pack_nested(packer, plain)
+    return packed
+
+
+def _pack_nested(packer: Any, plain: Any) -> bytes:
+    """Pack one value after the other; what is open waits in a list."""
+    opened: list[Iterator[Any]] = [iter((plain,))]
+    while opened:
+        for each in opened[-1]:
+            if type(each) is dict:
+                packer.pack_map_header(len(each))
+                opened.append(chain.from_iterable(each.items()))
+                break
+            if type(each) in (list, tuple):
+                packer.pack_array_header(len(each))
+                opened.append(iter(each))
+                break
+            packer.pack(each)
+        else:
+            opened.pop()
+    packed: bytes = packer.bytes()
     return packed
 
 
@@ -442,23 +523,52 @@ def _unpack(frame: Any) -> Any:
     # As above.
     import msgpack  # type: ignore[import-untyped,unused-ignore]
 
+    options: dict[str, Any] = {
+        'object_pairs_hook': _dict_of_pairs,
+        'ext_hook': Ext,
+        'strict_map_key': False,
+        'timestamp': 3,
+    }
     try:
-        return msgpack.unpackb(
-            frame,
-            object_pairs_hook=_dict_of_pairs,
-            ext_hook=Ext,
-            strict_map_key=False,
-            timestamp=3,
-        )
+        try:
+            return msgpack.unpackb(frame, **options)
+        except (msgpack.StackError, RecursionError):
+            unpacker = msgpack.Unpacker(max_buffer_size=len(frame), **options)
+            return deeply(_unpack_nested, unpacker, frame)
     except (
         ValueError,
         TypeError,
         OverflowError,
-        RecursionError,
         msgpack.UnpackException,
     ) as err:
         raise DecodeError(f'no valid msgpack: {err or type(err).__name__}') from err
 
 
-def _dict_of_pairs(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+def _unpack_nested(unpacker: Any, frame: Any) -> Any:
+    """Unpack one value after the other; what is open waits in a list."""
+    unpacker.feed(frame)
+    opened: list[tuple[list[Any], int, bool]] = [([], 1, False)]
+    while True:
+        items, size, is_map = opened[-1]
+        if len(items) < size:
+            at = unpacker.tell()
+            kind = frame[at] if at < len(frame) else None
+            if kind in _ARRAYS:
+                opened.append(([], unpacker.read_array_header(), False))
+            elif kind in _MAPS:
+                opened.append(([], 2 * unpacker.read_map_header(), True))
+            else:
+                items.append(unpacker.unpack())
+            continue
+        opened.pop()
+        if not opened:
+            break
+        pairs = zip(items[::2], items[1::2], strict=True)
+        opened[-1][0].append(_dict_of_pairs(pairs) if is_map else items)
+    if unpacker.tell() != len(frame):
+        raise ValueError('more follows')
+    return items[0]
+
+
+def _dict_of_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     return {freeze(key): value for key, value in pairs}

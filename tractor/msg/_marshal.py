@@ -65,7 +65,7 @@ def dumper(codec: MsgCodec) -> Callable[[Any], bytes]:
             return _dumps(data, _VERSION)
         except UnicodeError:
             raise
-        except ValueError:
+        except (ValueError, RecursionError):
             return _dumps(encode(msg), _VERSION)
 
     return dump
