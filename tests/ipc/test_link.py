@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -11,9 +12,11 @@ import pytest
 import trio
 
 from tractor._exceptions import MsgTypeError, TransportClosed
+from tractor._protocol.framing import frame
 from tractor.ipc._link import LinkStream
 from tractor.ipc._tcp import TCPAddress
-from tractor.msg.types import Return, Start, Yield
+from tractor.msg._codec import current_codec, decode_any
+from tractor.msg.types import Aid, Error, Return, Start, Yield
 
 pytestmark = pytest.mark.skipif(
     sys.version_info < (3, 14), reason='links are for sub-interpreters: Python 3.14'
@@ -79,6 +82,35 @@ async def test_an_invalid_message_is_told_apart(ours: End, theirs: End) -> None:
     got = await theirs.recv()
     assert isinstance(got, MsgTypeError)
     assert got.msgdata['cid'] == 'c'
+
+
+def too_deep() -> bytes:
+    """Return msgpack that is nested too deeply to be decoded on this stack."""
+    lists = b'\x91' * 1000
+    while True:
+        try:
+            decode_any(lists + b'\x01')
+        except RecursionError:
+            return lists + b'\x01'
+        lists *= 2
+
+
+@over_a_link
+async def test_an_undecodable_request_is_answered(ours: End, theirs: End) -> None:
+    """Its caller gets an error; how the frame is made does not matter."""
+    theirs.peer = Aid('me', '1')
+    whole = current_codec().encode(Start('c', 'mod', 'fn', {'a': 1}, ('me', '1')))
+    deep = whole.replace(b'\xa1a\x01', b'\xa1a' + too_deep())
+    await ours.stream.send_all(frame(marshal.dumps(deep, 2)))
+    assert type(await theirs.recv()) is MsgTypeError
+    bad = Start('d', 'mod', 'fn', 5, ('me', '1'))  # type: ignore[arg-type]
+    await ours.send(bad)
+    assert type(await theirs.recv()) is MsgTypeError
+    for cid in 'cd':
+        answer = await ours.recv()
+        assert (type(answer), answer.cid) == (Error, cid)
+        assert answer.boxed_type_str == 'MsgTypeError'
+    assert theirs.skips_left == LinkStream.skips_left
 
 
 @over_a_link

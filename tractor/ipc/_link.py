@@ -78,4 +78,4 @@ class LinkStream(MsgpackTransport):
         return self._load
 
     def _decode_any(self, frame: bytes) -> Any:
-        return _marshal.plain(frame)
+        return _marshal.plain(frame, super()._decode_any)

@@ -10,8 +10,9 @@ senders, and a `StartAck`, which is held back: nobody waits for it alone, and mo
 task it announces sends something soon, so both go in one call.
 
 One read takes what the socket holds, and `recv_batch()` returns all messages in it.
-The length of a frame is checked before anything is allocated for it.  A frame that is
-no message of a known context is skipped; a peer that sends many such is dropped.
+The length of a frame is checked before anything is allocated for it.  An invalid
+message becomes an error of its context, an invalid request is answered with one, and
+a frame that names no context is skipped; a peer that sends many such is dropped.
 
 A stream that is no `trio.SocketStream` works through its own `send_all()` and
 `receive_some()`.  Subclasses in `_tcp` and `_uds` add addresses and connecting.
@@ -57,11 +58,13 @@ from tractor.ipc._outbox import (
 from tractor.log import get_logger
 from tractor.msg._codec import (
     MsgCodec,
+    Raw,
     ValidationError,
     _ctxvar_MsgCodec,
     decode_any,
+    mk_dec,
 )
-from tractor.msg.types import MSG_TYPES, Aid, StartAck
+from tractor.msg.types import MSG_TYPES, Aid, Start, StartAck
 from tractor.runtime import _state
 
 if TYPE_CHECKING:
@@ -334,6 +337,9 @@ class MsgpackTransport:
             with trio.move_on_after(LAST_WORD, shield=True):
                 await self.send(msg)
             return
+        self._send_nowait(msg)
+
+    def _send_nowait(self, msg: Any) -> None:
         outbox = self._outbox
         self._encode(msg, self._codec or _ctxvar_MsgCodec.get(), outbox.buffer)
         try:
@@ -539,17 +545,19 @@ class MsgpackTransport:
         for frame in frames:
             try:
                 msgs.append(decode(frame))
-            except ValidationError as err:
+            except (ValidationError, RecursionError) as err:
                 try:
                     msgs.append(self._type_error(frame, codec, err))
                 except Exception as why:
                     self._skip(frame, why)
+                else:
+                    self._answer(msgs[-1])
             except Exception as err:
                 self._skip(frame, err)
         return msgs
 
     def _type_error(
-        self, frame: bytes, codec: MsgCodec, err: ValidationError
+        self, frame: bytes, codec: MsgCodec, err: Exception
     ) -> MsgTypeError:
         """Return what stands for an invalid message of a context."""
         error: MsgTypeError = _exceptions._mk_recv_mte(
@@ -561,8 +569,29 @@ class MsgpackTransport:
         return error
 
     def _decode_any(self, frame: bytes) -> Any:
-        """Return what a frame holds, without making a message of it."""
-        return decode_any(frame)
+        """
+        Return what a frame holds, without making a message of it.
+
+        Only whom it is for if it is nested too deeply.
+        """
+        try:
+            return decode_any(frame)
+        except RecursionError:
+            parts = mk_dec(dict[str, Raw]).decode(frame)
+            return {key: decode_any(parts[key]) for key in ('msg_type', 'cid')}
+
+    def _answer(self, error: MsgTypeError) -> None:
+        """Tell who sent an invalid request: nobody here knows of its context."""
+        if (
+            error.msgdata['_bad_msg_as_dict'].get('msg_type') != Start.__name__
+            or self.peer is None
+            or self._sock is None
+        ):
+            return
+        try:
+            self._send_nowait(_exceptions.pack_error(error, cid=error.msgdata['cid']))
+        except TransportClosed as closed:
+            log.transport('invalid request not answered: %s', closed.message)
 
     def _skip(self, frame: bytes, err: Exception) -> None:
         """Leave out a frame; raise if it is one too many."""

@@ -99,10 +99,12 @@ def loader(codec: MsgCodec) -> Callable[[bytes], Any]:
     return load
 
 
-def plain(frame: bytes) -> Any:
+def plain(frame: bytes, decode: Callable[[bytes], Any] = decode_any) -> Any:
     """
     Return what is in a frame, without a type: structs as dicts, tuples as lists.
 
+    Args:
+        decode: The same for msgpack.
     Raises:
         DecodeError: No frame of a `dumper()`.
     """
@@ -111,7 +113,7 @@ def plain(frame: bytes) -> Any:
     except (EOFError, TypeError, ValueError) as err:
         raise _broken(frame, err) from err
     if type(obj) is bytes:
-        return decode_any(obj)
+        return decode(obj)
     return _named(obj) if type(obj) is tuple else obj
 
 
