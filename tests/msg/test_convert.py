@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum, IntEnum
+from enum import Enum, Flag, IntEnum, IntFlag
 from typing import Annotated, Any, Literal, NewType, TypeVar
 
 import msgspec
@@ -14,6 +14,7 @@ from tractor.msg._convert import Compiler, Mismatch
 from tractor.msg.ptr import NamespacePath
 
 Bounded = TypeVar('Bounded', bound=int)
+Constrained = TypeVar('Constrained', int, str)
 UserId = NewType('UserId', int)
 
 
@@ -32,6 +33,46 @@ class Mixed(Enum):
     B = 'b'
 
 
+class Rights(Flag):
+    READ = 1
+    WRITE = 2
+    BOTH = 3
+
+
+class OpenRights(IntFlag):
+    NONE = 0
+    READ = 1
+
+
+class Forgiving(Enum):
+    A = 'a'
+
+    @classmethod
+    def _missing_(cls, value: object) -> Any:
+        return cls.A if value else None
+
+
+class Odd(Enum):
+    A = 1
+
+    @classmethod
+    def _missing_(cls, value: object) -> Any:
+        return 'odd'
+
+
+def failing(error: type[Exception]) -> Any:
+    """Return an enum that raises for what it does not know."""
+
+    class Failing(Enum):
+        A = 'a'
+
+        @classmethod
+        def _missing_(cls, value: object) -> Any:
+            raise error(value)
+
+    return Failing
+
+
 def convert(spec: Any, obj: Any, dec_hook: Any = None) -> Any:
     """Return plain data as a value of a type."""
     return Compiler(dec_hook).converter(spec)(obj)
@@ -41,7 +82,7 @@ def outcome(function: Callable[..., Any], *args: Any) -> Any:
     """Return what a call gives, with its type, or the text of its error."""
     try:
         value = function(*args)
-    except (Mismatch, msgspec.ValidationError) as err:
+    except (Mismatch, msgspec.ValidationError, TypeError) as err:
         return str(err)
     return type(value), value
 
@@ -55,6 +96,7 @@ OBJECTS = [
     *(None, True, False, 0, 1, -5, 2**63, 1.5, 'a', 'red', b'x'),
     *([], [1], ['a'], [1, 'a'], [1, 1], [[1, 2], [3]], [['a', 1], ['b', None]]),
     *({}, {'a': 1}, {'a': 'x'}, {1: 1}, {'a': [1]}, {'a': ['x']}, {'a': {'b': 1}}),
+    *(2, 3, 4, 7, -1, 2**64 - 1, 'b', 'c', '', [[[1]]], [{}], {'z': 1}),
 ]
 SPECS = [
     *(Any, object, None, bool, int, float, str, bytes, bytearray),
@@ -67,6 +109,24 @@ SPECS = [
     *(Literal['a', 'b'], Literal[1, 'a'], Literal[None, 1], Literal['red'] | None),
     *(Colour, Level, Colour | None, Colour | int, dict[str, Colour], list[Level]),
     *(Annotated[int, 'unit'], UserId, Bounded, list[UserId | None]),
+    *(
+        Literal[True],
+        Literal[True, 1, 'a'],
+        Literal[False] | None,
+        Literal[True] | bool,
+    ),
+    *(
+        int | Literal[3],
+        Literal[3] | float,
+        Literal[3] | float | int,
+        Literal['a'] | str,
+    ),
+    *(Literal['a', 'b'] | Literal['c'], Literal['a', 1] | Literal[2], list[Rights]),
+    *(Literal[None, 'a'] | None, dict[Literal['a'] | Literal['b'], int]),
+    *(Rights, OpenRights, Rights | None, dict[Forgiving, int], Forgiving | int),
+    *(Odd, *map(failing, (KeyError, ValueError, TypeError, RuntimeError))),
+    *(set[list[int]], set[tuple], set[Any], frozenset[list], set[tuple[list[int]]]),
+    *(set[list[int] | None], set[dict[str, int]], frozenset[tuple[Any, ...]]),
 ]
 
 
@@ -110,7 +170,10 @@ def test_unknown_types_name_the_way_out(spec):
 
 @pytest.mark.parametrize(
     'spec',
-    [list[int] | tuple[int, ...], str | Colour, str | bytes, Mixed, Literal[1.5]],
+    [
+        *(list[int] | tuple[int, ...], str | Colour, str | bytes, Mixed, Literal[1.5]),
+        *(Literal[1] | Level, Literal[1.5] | float, Constrained, list[Constrained]),
+    ],
     ids=str,
 )
 def test_impossible_types(spec):

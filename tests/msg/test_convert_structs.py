@@ -84,6 +84,15 @@ OBJECTS = [
     *({'type': 'Dog', 'name': 'a', 'age': 'x'}, {'type': 'Cow'}, {'type': 1, 'a': 2}),
     *({'type': 2, 'a': 'x'}, {'type': 3}, {'type': None}, {'type': [1]}),
     *({'type': 'Box', 'item': 1}, {'type': 'Box', 'item': 'x', 'more': [1]}),
+    *({None: 1}, {1: 2, 'x': 1}, {'x': 1, True: 2}, {'x': 'q', 1: 2}, {1: 2, 'x': 'q'}),
+    *({'label': 5, 'x': 'q'}, {'label': 5}, {'label': 5, 1: 2}, {1: 2, 'name': 'a'}),
+    *(
+        {'type': 'Dog', 'name': 'a', None: 1},
+        {None: 1, 'type': 'Dog'},
+        {None: 1, 'type': 'Cow'},
+        {'age': 'x'},
+        {'name': 1, 'type': 'Cow'},
+    ),
     *({'item': {'x': 1}, 'more': [{'x': 'q'}]}, [{'type': 'Dog', 'name': 'a'}]),
 ]
 NAMES = list(family(_fallback))

@@ -13,6 +13,7 @@ changed, but a container that needs no conversion is used as it is.  Used by
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from enum import EnumType
 from types import NoneType, UnionType
 from typing import (
@@ -92,6 +93,10 @@ def _name(obj: Any) -> str:
     return _NAMES.get(type(obj), 'ext')
 
 
+def _null_or_name(obj: Any) -> str:
+    return 'null' if obj is None else _name(obj)
+
+
 def _unknown(spec: Any, why: str = '') -> TypeError:
     name = getattr(spec, '__qualname__', None) if isinstance(spec, type) else None
     return TypeError(
@@ -145,7 +150,7 @@ class Compiler:
         return made
 
     def _compile(self, spec: Any) -> Converter:
-        members = _members(spec)
+        members = _merge_literals(_members(spec))
         if any(member is Any or member is object for member in members):
             return _same
         if members == [Raw]:
@@ -232,11 +237,12 @@ class Compiler:
             values = []
             for index, each in enumerate(obj):
                 try:
-                    value = item(each)
+                    # Where no type says otherwise its lists become tuples.
+                    value = item(freeze(each) if hashed else each)
                 except Mismatch as err:
                     err.path.append(f'[{index}]')
                     raise
-                values.append(freeze(value) if hashed else value)
+                values.append(value)
             return values if make is list else make(values)
 
         return convert
@@ -349,11 +355,11 @@ class Compiler:
         """Compile the function that fills a struct out of a dict, or of a row."""
         cls = get_origin(spec) or spec
         config, types = cls.__struct_config__, field_types(spec)
+        keys = _Keys()
         scope: dict[str, Any] = {
             '_cls': cls,
             '_new': cls.__new__,
-            '_check_keys': _check_keys,
-            '_check_tag': _check_tag,
+            '_keys': keys,
             'Mismatch': Mismatch,
             'Raw': Raw,
             'nothing': NODEFAULT,
@@ -365,10 +371,11 @@ class Compiler:
         elif config.tag is not None:
             scope['_tag'] = config.tag
             body.append(f'if obj.get({config.tag_field!r}) != _tag:')
-            body.append(f'    _check_tag(obj, {config.tag_field!r}, _tag)')
+            body.append(f'    _keys.check_tag(obj, {config.tag_field!r}, _tag)')
         for i, (name, kind) in enumerate(types.items()):
             convert, default = self.converter(kind), cls.__struct_declared__[name]
-            scope[f'_c{i}'] = convert if row else _field(name, convert, default)
+            keys.known[name] = convert
+            scope[f'_c{i}'] = convert if row else _field(name, convert, default, keys)
             if not row:
                 body.append(f'v{i} = obj.get({name!r}, nothing)')
             value = _value(f'v{i}', f'_c{i}', kind, convert, row)
@@ -379,7 +386,7 @@ class Compiler:
                 body.append(f'new.{name} = {value}')
         if not row:
             body.append(f'if len(obj) > {len(types) + (config.tag is not None)}:')
-            body.append('    _check_keys(obj)')
+            body.append('    _keys.check(obj)')
         if hasattr(cls, '__post_init__'):
             body += [
                 'try:',
@@ -404,51 +411,81 @@ def _value(data: str, call: str, kind: Any, convert: Converter, row: bool) -> st
     return call
 
 
+class _Keys:
+    """
+    The keys of a struct's data, and the order in which its errors are told.
+
+    Attributes:
+        known: What makes a value of each.
+    """
+
+    __slots__ = ('known',)
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Converter] = {}
+
+    def check(self, obj: dict[Any, Any]) -> None:
+        """Refuse keys that no struct has."""
+        if not all(type(key) is str for key in obj):
+            self.explain(obj)
+
+    def check_tag(self, obj: dict[Any, Any], key: str, tag: str | int) -> None:
+        """Refuse another tag; a lone struct needs none."""
+        if key in obj:
+            self.explain(obj, key)
+            raise _wrong_tag(obj, key, type(tag))
+        self.check(obj)
+
+    def explain(self, obj: dict[Any, Any], up_to: Any = NODEFAULT) -> None:
+        """Raise the first error in the order of the data, up to a key, if any."""
+        for key, data in obj.items():
+            if key == up_to:
+                return
+            if type(key) is not str:
+                wrong = Mismatch(f'Expected `str`, got `{_null_or_name(key)}`')
+                wrong.path.append('key')
+                raise wrong
+            if key in self.known:
+                try:
+                    self.known[key](data)
+                except Mismatch as err:
+                    err.path.append(f'.{key}')
+                    raise
+
+
 def _field(
-    name: str, convert: Converter, default: Any
+    name: str,
+    convert: Converter,
+    default: Any,
+    keys: _Keys,
 ) -> Callable[[Any, dict[Any, Any]], Any]:
     """Return what makes a field's value of its data, which may be `NODEFAULT`."""
 
     def value_of(data: Any, obj: dict[Any, Any]) -> Any:
         if data is NODEFAULT:
-            if type(default) is Field:
-                return default.default_factory()
             if default is NODEFAULT:
-                _check_keys(obj)
+                keys.explain(obj)
                 raise Mismatch(f'Object missing required field `{name}`')
-            return default
+            keys.check(obj)  # few as they are, some may be no field's
+            return default.default_factory() if type(default) is Field else default
         try:
             return convert(data)
         except Mismatch as err:
+            keys.explain(obj, name)
             err.path.append(f'.{name}')
             raise
 
     return value_of
 
 
-def _check_keys(obj: dict[Any, Any]) -> None:
-    for key in obj:
-        if type(key) is not str:
-            err = Mismatch(f'Expected `str`, got `{_name(key)}`')
-            err.path.append('key')
-            raise err
-
-
-def _check_tag(obj: dict[Any, Any], key: str, tag: str | int) -> None:
-    """Refuse another tag; a lone struct needs none."""
-    if key in obj:
-        raise _wrong_tag(obj, key, type(tag))
-
-
 def _wrong_tag(obj: dict[Any, Any], key: str, kind: type) -> Mismatch:
+    _Keys().explain(obj, key)
     if key not in obj:
-        _check_keys(obj)
         return Mismatch(f'Object missing required field `{key}`')
     tag = obj[key]
     wrong = Mismatch(f'Invalid value {tag!r}')
     if type(tag) is not kind:
-        got = 'null' if tag is None else _name(tag)
-        wrong = Mismatch(f'Expected `{_NAMES[kind]}`, got `{got}`')
+        wrong = Mismatch(f'Expected `{_NAMES[kind]}`, got `{_null_or_name(tag)}`')
     wrong.path.append(f'.{key}')
     return wrong
 
@@ -466,12 +503,33 @@ def _members(spec: Any) -> list[Any]:
     if origin is Annotated:
         return _members(spec.__origin__)
     if isinstance(spec, TypeVar):
+        if spec.__constraints__:
+            raise TypeError(
+                f'the type variable `{spec}` has constraints, which are not supported:'
+                f' `{spec.__constraints__}`'
+            )
         return _members(Any if spec.__bound__ is None else spec.__bound__)
     if isinstance(spec, NewType):
         return _members(spec.__supertype__)
     if isinstance(spec, TypeAliasType):
         return _members(spec.__value__)
     return [NoneType if spec is None else spec]
+
+
+def _merge_literals(members: list[Any]) -> list[Any]:
+    """Return a union's members with one `Literal`, of what no other one includes."""
+    literals = [member for member in members if get_origin(member) is Literal]
+    if not literals:
+        return members
+    others = [member for member in members if member not in literals]
+    values = [value for literal in literals for value in get_args(literal)]
+    if not {*map(type, values)} <= {NoneType, bool, int, str}:
+        raise TypeError(
+            f'Literal may only contain None, booleans, integers or strings,'
+            f' not {values!r}'
+        )
+    values = [value for value in values if type(value) not in others]
+    return [*others, Literal[tuple(values)]] if values else others
 
 
 def _by_type(shape: Shape) -> Converter:
@@ -493,11 +551,20 @@ def _by_type(shape: Shape) -> Converter:
     return convert
 
 
-def _choice(values: dict[Any, Any]) -> Converter:
+def _choice(
+    values: dict[Any, Any], missing: Callable[[Any], Any] | None = None
+) -> Converter:
+    """Return what takes one of some values, or what `missing` makes of another."""
+
     def convert(obj: Any) -> Any:
         try:
             return values[obj]
         except KeyError:
+            if missing is not None:
+                # Whatever it returns is taken, as by `msgspec`.
+                with suppress(Exception):
+                    if (made := missing(obj)) is not None:
+                        return made
             raise Mismatch(f'Invalid enum value {obj!r}') from None
 
     return convert
@@ -506,22 +573,17 @@ def _choice(values: dict[Any, Any]) -> Converter:
 def _literal_shape(args: tuple[Any, ...]) -> Shape:
     shape: Shape = {}
     for kind in {type(arg) for arg in args}:
-        if kind not in (NoneType, int, str):
-            raise TypeError(
-                f'Literal may only contain None, integers or strings, not {args!r}'
-            )
         name = 'null' if kind is NoneType else _NAMES[kind]
         shape[kind] = name, _choice({a: a for a in args if type(a) is kind})
     return shape
 
 
-def _enum_shape(cls: EnumType) -> Shape:
-    values: dict[Any, Any] = {member.value: member for member in cls}  # type: ignore[var-annotated]
-    kinds = {type(value) for value in values}
-    if len(kinds) != 1 or not kinds <= {int, str}:
-        raise TypeError(
-            'Enums must contain either all str or all int values -'
-            f' type `{cls!r}` is not supported'
-        )
-    (kind,) = kinds
-    return {kind: (_NAMES[kind], _choice(values))}
+def _enum_shape(cls: Any) -> Shape:
+    values = {**cls._value2member_map_}
+    for kind in (int, str):
+        if values and all(isinstance(v, kind) and type(v) is not bool for v in values):
+            return {kind: (_NAMES[kind], _choice(values, cls._missing_))}
+    raise TypeError(
+        'Enums must contain either all str or all int values -'
+        f' type `{cls!r}` is not supported'
+    )
