@@ -52,6 +52,22 @@ def family(lib: Any) -> dict[str, Any]:
         value: int
         left: Tree | None = None
 
+    class Closed(lib.Struct, forbid_unknown_fields=True):
+        x: int
+        label: str = 'none'
+
+    class Both(lib.Struct, tag=True, forbid_unknown_fields=True):
+        name: str = 'a'
+
+    class Renamed(lib.Struct, rename='camel', tag=True):
+        label: int
+        the_name: str = 'n'
+        other: int = lib.field(name='age', default=1)
+
+    class Named(lib.Struct, kw_only=True):
+        label: str = 'none'
+        x: int
+
     # Annotations are text, which is looked up where the class was made.
     globals()['Tree'] = Tree
     raw = lib.Raw
@@ -64,6 +80,11 @@ def family(lib: Any) -> dict[str, Any]:
         'Frozen': Frozen,
         'Checked': Checked,
         'list[Checked]': list[Checked],
+        'Closed': Closed,
+        'Both': Both,
+        'Both | Dog': Both | Dog,
+        'Renamed': Renamed,
+        'Named': Named,
         'Cat': Cat,
         'Cat | Dog': Cat | Dog,
         'Cat | Dog | int | None': Cat | Dog | int | None,
@@ -93,6 +114,15 @@ OBJECTS = [
         {'age': 'x'},
         {'name': 1, 'type': 'Cow'},
     ),
+    *({'x': 1, 'label': 'a', 'zz': 1}, {'zz': 1, 'x': 'q'}, {'x': 'q', 'zz': 1}),
+    *(
+        {'zz': 1},
+        {'x': 1, None: 1},
+        {'type': 'Both', 'zz': 1},
+        {'zz': 1, 'type': 'Both'},
+    ),
+    *({'theName': 'm', 'age': 2, 'label': 1}, {'label': 1, 'theName': 5}, {'age': 2}),
+    *({'label': 1, 'the_name': 5}, {'label': 1, 'age': 'x'}, {'name': 'b', 'zz': 2}),
     *({'item': {'x': 1}, 'more': [{'x': 'q'}]}, [{'type': 'Dog', 'name': 'a'}]),
 ]
 NAMES = list(family(_fallback))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+import weakref
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -277,10 +278,190 @@ def test_copies():
     assert pickle.loads(pickle.dumps(made)) == made
 
 
-def test_unknown_class_keyword_names_the_way_out():
-    """What only msgspec can do is refused with the remedy."""
-    with pytest.raises(TypeError, match=r"array_like needs msgspec.*gil='shared'"):
+@pytest.mark.parametrize('base', [TypeError, ImportError])
+def test_class_keywords_of_msgspec_alone_name_the_way_out(base):
+    """The error is also that of a module that refuses this interpreter."""
+    says = (
+        r'array_like needs msgspec, which does not support loading in subinterpreters.*'
+        r"gil='shared'"
+    )
+    with pytest.raises(base, match=says) as caught:
         point(_fallback, array_like=True)
+    assert caught.value.name == 'msgspec'
+
+
+def test_unknown_class_keyword(lib):
+    """It is a mistake, whatever interpreter this is."""
+    with pytest.raises(TypeError, match='unexpected keyword argument') as caught:
+        point(lib, nonsense=True)
+    assert not isinstance(caught.value, ImportError)
+
+
+def keyword_only(lib: Any) -> dict[str, Any]:
+    """Return classes with fields that are only given by name, by their name."""
+
+    class Named(lib.Struct, kw_only=True):
+        a: int = 1
+        b: str
+
+    class More(Named):
+        c: int
+        d: int = 2
+
+    class Again(More, kw_only=True):
+        a: int
+        e: int
+        c: int = 5
+
+    class Placed(Named):
+        b: str = 'x'
+
+    class Plain(lib.Struct):
+        x: int
+        y: int = 1
+
+    class Mixed(Plain, kw_only=True):
+        z: int
+        w: int = 2
+        u: int
+
+    class Last(Mixed):
+        q: int = 3
+
+    class Freed(Mixed):
+        z: int = 4
+
+    return {k: v for k, v in locals().items() if k != 'lib'}
+
+
+@pytest.mark.parametrize('name', keyword_only(msgspec))
+def test_keyword_only_fields(name):
+    """They come last, wherever they are declared, and are given by name only."""
+    ours, theirs = keyword_only(_fallback)[name], keyword_only(msgspec)[name]
+    assert ours.__struct_fields__ == theirs.__struct_fields__
+    assert ours.__match_args__ == theirs.__match_args__
+    assert [*map(repr, ours.__struct_defaults__)] == [
+        *map(repr, theirs.__struct_defaults__)
+    ]
+    for count in range(5):
+        for names in ('', 'a', 'b', 'ab', 'abe', 'zu', 'zwu', 'xzu', 'cabe', 'q'):
+            kwargs = dict.fromkeys(names, 7)
+            made = []
+            for cls in (ours, theirs):
+                try:
+                    made.append(repr(cls(*range(count), **kwargs)))
+                except TypeError:
+                    made.append('refused')
+            assert made[0] == made[1], (count, names)
+
+
+def test_a_required_field_may_follow_only_by_name(lib):
+    """A subclass that makes it positional again has to put it first."""
+    Mixed = keyword_only(lib)['Mixed']
+    with pytest.raises(TypeError, match='cannot follow'):
+        lib.defstruct('Bad', [('z', int)], bases=(Mixed,))
+
+
+class Named(_fallback.Struct, kw_only=True):
+    """At module level, as a pickle needs it."""
+
+    x: int
+
+
+def test_keyword_only_copies():
+    """They are made by name."""
+    assert copy.copy(Named(x=1)) == Named(x=1)
+    assert pickle.loads(pickle.dumps(Named(x=1))) == Named(x=1)
+
+
+NAMES = ['a_b', '_c_d', 'e_', 'f__g', 'I_J', 'kL', '_m', 'n1o_p2q']
+
+
+@pytest.mark.parametrize(
+    'rename',
+    [
+        *('lower', 'upper', 'camel', 'pascal', 'kebab', {'a_b': 'q', '_m': None}),
+        lambda name: None if name == 'kL' else f'{name}!',
+    ],
+    ids=repr,
+)
+def test_rename(rename):
+    """Fields are called the same in encoded data, those of subclasses as well."""
+    found = []
+    for lib in LIBRARIES:
+        Base = lib.defstruct('Base', NAMES, rename=rename)
+        Sub = lib.defstruct('Sub', ['t_u'], bases=(Base,))
+        Other = lib.defstruct('Other', ['v_w', '_m'], bases=(Sub,), rename='upper')
+        Plain = lib.defstruct('Plain', ['v_w', '_m'], bases=(Sub,), rename=None)
+        Given = lib.defstruct(
+            'Given', [('x_y', int, lib.field(name='*'))], bases=(Sub,)
+        )
+        classes = [Base, Sub, Other, Plain, Given]
+        found.append([cls.__struct_encode_fields__ for cls in classes])
+        infos = lib.structs.fields(Given)
+        assert [info.encode_name for info in infos] == [*found[-1][-1]]
+    assert found[0] == found[1]
+
+
+def test_a_name_of_its_own(lib):
+    """A field keeps it when it is declared again, unless that class renames."""
+    field = lib.field(name='*', default=1)
+    Base = lib.defstruct('Base', [('a_b', int, field), ('c_d', int, 2)])
+    for rename, names in ((None, ('*', 'c_d')), ('camel', ('aB', 'c_d'))):
+        Sub = lib.defstruct('Sub', [('a_b', int, 3)], bases=(Base,), rename=rename)
+        assert Sub.__struct_encode_fields__ == names
+
+
+@pytest.mark.parametrize(
+    ('options', 'error'),
+    [
+        ({'rename': lambda name: 'same'}, ValueError),
+        ({'rename': 'nonsense'}, ValueError),
+        ({'rename': lambda name: 5}, TypeError),
+        ({'rename': {'y': 'type'}, 'tag': True}, ValueError),
+        ({'order': True, 'eq': False}, ValueError),
+        ({'cache_hash': True}, ValueError),
+    ],
+    ids=str,
+)
+def test_impossible_options(lib, options, error):
+    """They are refused when the class is made."""
+    with pytest.raises(error):
+        point(lib, **options)
+
+
+def test_order(lib):
+    """Structs of one class are ordered as their fields are, if they say so."""
+    Point = point(lib, order=True)
+    assert Point(1) < Point(2)
+    assert Point(1, 3) >= Point(1, 2)
+    assert Point(1) <= Point(1)
+    assert not Point(1) > Point(1)
+    for left, right in (
+        (Point(1), point(lib, order=True)(2)),
+        (Point(1), 1),
+        (point(lib)(1), 1),
+        (Point(1), Point('a')),
+    ):
+        with pytest.raises(TypeError, match="'<' not supported"):
+            _ = left < right
+
+
+def test_options_without_much_effect(lib):
+    """They are accepted."""
+    Point = point(
+        lib,
+        frozen=True,
+        weakref=True,
+        cache_hash=True,
+        repr_omit_defaults=True,
+    )
+    made = Point(1)
+    assert weakref.ref(made)() is made
+    assert hash(made) == hash(Point(1))
+    assert (repr(made), repr(Point(1, 3))) == ('Point(x=1)', 'Point(x=1, y=3)')
+    assert point(lib, gc=False)(1).x == 1
+    assert lib.defstruct('Sub', ['z'], bases=(point(lib, weakref=True),), kw_only=True)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason='annotations are a dict')

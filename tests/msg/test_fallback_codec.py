@@ -155,6 +155,31 @@ def test_structs_become_dicts():
         _fallback_codec.to_builtins(Point(1, '\ud800'))
 
 
+def sparse(lib: Any) -> list[Any]:
+    """Return structs that leave something out, or have other names for it."""
+
+    class Sparse(lib.Struct, omit_defaults=True, tag=True, rename='upper'):
+        a: Any
+        b: int = 3
+        c: list[Any] = []  # noqa: RUF012
+        d: Any = lib.field(default_factory=dict, name='the d')
+        e: Any = 1.5
+        f: Any = lib.field(default_factory=lambda: [1])
+        g: Any = None
+
+    return [
+        *(Sparse(1), Sparse(1, 3, [], {}), Sparse((1,), 4, [1], {1: 2}, 2.5, [], 0)),
+        *(Sparse(3, d=[], e=float('1.5'), g=()), Sparse(None, f=[1], c=())),
+        *(Sparse(Sparse(1)), lib.defstruct('R', ['a_b'], rename='camel')(1)),
+    ]
+
+
+def test_names_and_defaults_of_structs():
+    """The same is left out, and the rest is called the same."""
+    made = [_fallback_codec.to_builtins(each) for each in sparse(_fallback)]
+    assert plain(made) == plain(by_msgspec(sparse(msgspec)))
+
+
 def test_hook_is_asked_for_what_is_unknown():
     """What it gives is encoded in turn; its error is the caller's."""
     codec = _fallback_codec.Encoder(enc_hook=lambda obj: (str(obj),))

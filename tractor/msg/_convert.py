@@ -355,7 +355,7 @@ class Compiler:
         """Compile the function that fills a struct out of a dict, or of a row."""
         cls = get_origin(spec) or spec
         config, types = cls.__struct_config__, field_types(spec)
-        keys = _Keys()
+        keys = _Keys(config.forbid_unknown_fields)
         scope: dict[str, Any] = {
             '_cls': cls,
             '_new': cls.__new__,
@@ -370,14 +370,16 @@ class Compiler:
             body.append(f'_, {names} = obj')
         elif config.tag is not None:
             scope['_tag'] = config.tag
+            keys.known[config.tag_field] = _same
             body.append(f'if obj.get({config.tag_field!r}) != _tag:')
             body.append(f'    _keys.check_tag(obj, {config.tag_field!r}, _tag)')
         for i, (name, kind) in enumerate(types.items()):
             convert, default = self.converter(kind), cls.__struct_declared__[name]
-            keys.known[name] = convert
-            scope[f'_c{i}'] = convert if row else _field(name, convert, default, keys)
+            key = cls.__struct_encoded__[name]
+            keys.known[key] = convert
+            scope[f'_c{i}'] = convert if row else _field(key, convert, default, keys)
             if not row:
-                body.append(f'v{i} = obj.get({name!r}, nothing)')
+                body.append(f'v{i} = obj.get({key!r}, nothing)')
             value = _value(f'v{i}', f'_c{i}', kind, convert, row)
             if config.frozen:
                 scope[f'_s{i}'] = getattr(cls, name).__set__
@@ -417,16 +419,18 @@ class _Keys:
 
     Attributes:
         known: What makes a value of each.
+        closed: There may be no other.
     """
 
-    __slots__ = ('known',)
+    __slots__ = ('closed', 'known')
 
-    def __init__(self) -> None:
+    def __init__(self, closed: bool = False) -> None:
+        self.closed = closed
         self.known: dict[Any, Converter] = {}
 
     def check(self, obj: dict[Any, Any]) -> None:
-        """Refuse keys that no struct has."""
-        if not all(type(key) is str for key in obj):
+        """Refuse keys that the struct, or that none, can have."""
+        if self.closed or not all(type(key) is str for key in obj):
             self.explain(obj)
 
     def check_tag(self, obj: dict[Any, Any], key: str, tag: str | int) -> None:
@@ -451,6 +455,8 @@ class _Keys:
                 except Mismatch as err:
                     err.path.append(f'.{key}')
                     raise
+            elif self.closed:
+                raise Mismatch(f'Object contains unknown field `{key}`')
 
 
 def _field(

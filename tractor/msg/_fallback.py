@@ -1,17 +1,19 @@
 """
 `Struct` and its company in pure Python, for interpreters that refuse `msgspec`.
 
-A struct has slots for its fields, in order of their first declaration, and nothing
-else.  It is made by one generated function, compiled when the class is first called,
-since most classes an actor defines are never used in it.  Names and behaviour are those
-of `msgspec`, as far as this package and payload types need them.  Used through
-`pretty_struct`.
+A struct has slots for its fields, in order of their first declaration, those that are
+only given by name last, and nothing else.  It is made by one generated function,
+compiled when the class is first called, since most classes an actor defines are never
+used in it.  Names and behaviour are those of `msgspec`, as far as this package and
+payload types need them.  Used through `pretty_struct`.
 """
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from itertools import dropwhile
 from types import SimpleNamespace
 from typing import (
     Any,
@@ -22,6 +24,20 @@ from typing import (
     get_origin,
     get_type_hints,
 )
+
+# Class keywords that are inherited, and what they are by default.  Those of garbage
+# collection and of hashing change nothing but speed and memory.
+_SWITCHES: Final = {
+    'eq': True,
+    'frozen': False,
+    'order': False,
+    'omit_defaults': False,
+    'forbid_unknown_fields': False,
+    'repr_omit_defaults': False,
+    'weakref': False,
+    'gc': True,
+    'cache_hash': False,
+}
 
 WAYS_OUT: Final = "start the actor with `gil='shared'` or with a process backend"
 
@@ -36,6 +52,15 @@ class DecodeError(MsgspecError):
 
 class ValidationError(DecodeError):
     """The data is of another type."""
+
+
+class NeedsMsgspec(ImportError, TypeError):
+    """
+    A class that cannot be made here.
+
+    To the backend it is what it means: the module that defines the class refuses this
+    interpreter.  It says so in the words of a C extension.
+    """
 
 
 class _Nothing:
@@ -66,34 +91,57 @@ class Raw:
 
 
 class Field:
-    """A field's default, or what makes it."""
+    """A field's default, or what makes it, and its name in encoded data."""
 
-    __slots__ = ('default', 'default_factory')
+    __slots__ = ('default', 'default_factory', 'name')
 
-    def __init__(self, default: Any, default_factory: Any) -> None:
+    def __init__(
+        self, default: Any, default_factory: Any, name: str | None = None
+    ) -> None:
         self.default, self.default_factory = default, default_factory
+        self.name = name
 
 
-def field(*, default: Any = NODEFAULT, default_factory: Any = NODEFAULT) -> Any:
+def field(
+    *,
+    default: Any = NODEFAULT,
+    default_factory: Any = NODEFAULT,
+    name: str | None = None,
+) -> Any:
     """
     Return the default of a field.
 
+    Args:
+        name: What it is called in encoded data.
     Raises:
         TypeError: Both are given.
     """
     if default is not NODEFAULT and default_factory is not NODEFAULT:
         raise TypeError('pass either `default` or `default_factory`')
-    return Field(default, default_factory)
+    return Field(default, default_factory, name)
 
 
 class StructConfig:
     """How a struct class was declared."""
 
-    __slots__ = ('eq', 'frozen', 'tag', 'tag_field')
+    __slots__ = (*_SWITCHES, 'tag', 'tag_field')
+
+    eq: bool
+    frozen: bool
+    order: bool
+    omit_defaults: bool
+    forbid_unknown_fields: bool
+    repr_omit_defaults: bool
+    weakref: bool
+    cache_hash: bool
 
     def __init__(self, options: Mapping[str, Any], name: str) -> None:
-        self.eq: bool = options.get('eq', True)
-        self.frozen: bool = options.get('frozen', False)
+        for switch, normal in _SWITCHES.items():
+            setattr(self, switch, options.get(switch, normal))
+        if self.order and not self.eq:
+            raise ValueError(f'struct {name!r} cannot have order=True with eq=False')
+        if self.cache_hash and not self.frozen:
+            raise ValueError(f'struct {name!r}: cache_hash=True needs frozen=True')
         tag, key = options.get('tag'), options.get('tag_field')
         if tag is None or tag is False:
             tag = name if key is not None and tag is None else None
@@ -105,7 +153,61 @@ class StructConfig:
         self.tag_field: str | None = None if tag is None else key or 'type'
 
 
-_OPTIONS: Final = frozenset({'eq', 'frozen', 'tag', 'tag_field'})
+_NEEDS_MSGSPEC: Final = frozenset({'array_like', 'dict'})
+_OPTIONS: Final = frozenset({*_SWITCHES, 'kw_only', 'rename', 'tag', 'tag_field'})
+
+
+def _refuse_options(struct: str, given: Iterable[str]) -> None:
+    unknown = sorted({*given} - _OPTIONS)
+    needed = [name for name in unknown if name in _NEEDS_MSGSPEC]
+    if needed:
+        raise NeedsMsgspec(
+            f'struct {struct!r}: {", ".join(needed)} needs msgspec, which does not'
+            f' support loading in subinterpreters with a GIL of their own; {WAYS_OUT}',
+            name='msgspec',
+        )
+    if unknown:
+        raise TypeError(
+            f'struct {struct!r} got an unexpected keyword argument {unknown[0]!r}'
+        )
+
+
+def _camel(name: str, first: Callable[[str], str]) -> str:
+    """Return a name in camel case; only underscores before it stay."""
+    bare = name.lstrip('_')
+    head, *tail = bare.split('_')
+    return '_' * (len(name) - len(bare)) + first(head) + ''.join(map(str.title, tail))
+
+
+_RENAMES: Final[dict[str, Callable[[str], str]]] = {
+    'lower': str.lower,
+    'upper': str.upper,
+    'camel': lambda name: _camel(name, str),
+    'pascal': lambda name: _camel(name, str.title),
+    'kebab': lambda name: name.strip('_').replace('_', '-'),
+}
+
+
+def _renamed(name: str, before: str, rename: Any) -> str:
+    """Return what a field is called in encoded data: anew if its class renames."""
+    if rename is None:
+        return before
+    if isinstance(rename, str):
+        if rename not in _RENAMES:
+            raise ValueError(f'rename={rename!r} is unsupported')
+        return _RENAMES[rename](name)
+    new = rename(name) if callable(rename) else rename.get(name)
+    if new is not None and not isinstance(new, str):
+        raise TypeError(f'`rename` has to return a `str` or `None`, not {new!r}')
+    return name if new is None else new
+
+
+def is_default(value: Any, default: Any) -> bool:
+    """Return whether a field's value need not be told, as `msgspec` judges that."""
+    if type(default) is not Field:
+        return value is default
+    made = default.default_factory
+    return made in (list, dict, set) and type(value) is made and not value
 
 
 def _annotations(namespace: dict[str, Any]) -> dict[str, Any]:
@@ -164,6 +266,8 @@ def _compile_init(cls: Any) -> Callable[..., None]:
     for index, name in enumerate(names):
         default = cls.__struct_declared__[name]
         value = name
+        if index == len(cls.__match_args__):
+            params.append('*')
         if default is NODEFAULT:
             params.append(name)
         elif type(default) is Field:
@@ -198,6 +302,9 @@ class StructMeta(type):
     __struct_fields__: tuple[str, ...]
     __struct_annotations__: dict[str, Any]  # of the class's own body
     __struct_declared__: dict[str, Any]  # field -> default, a `Field` if made anew
+    __struct_encoded__: dict[str, str]  # field -> its name in encoded data
+    __struct_encode_fields__: tuple[str, ...]
+    __match_args__: tuple[str, ...]
     __struct_options__: dict[str, Any]
     __struct_config__: StructConfig
 
@@ -213,21 +320,26 @@ class StructMeta(type):
 
         Raises:
             TypeError: A class keyword or an order of fields that is not possible.
+            ValueError: Options or names that exclude each other.
         """
-        if unknown := options.keys() - _OPTIONS:
-            raise TypeError(
-                f'struct {name!r}: {", ".join(sorted(unknown))} needs msgspec, which '
-                f'cannot be loaded in an isolated sub-interpreter; {WAYS_OUT}'
-            )
+        _refuse_options(name, options)
         if '__slots__' in namespace:
             raise TypeError(f'struct {name!r} cannot define __slots__')
         declared: dict[str, Any] = {}
+        encoded: dict[str, str] = {}
         merged: dict[str, Any] = {}
+        by_name: set[str] = set()
         for base in reversed(bases):
             if isinstance(base, StructMeta):
                 declared.update(base.__struct_declared__)
+                encoded.update(base.__struct_encoded__)
                 merged.update(base.__struct_options__)
+                by_name -= {*base.__match_args__}
+                by_name |= {*base.__struct_fields__[len(base.__match_args__) :]}
+        inherited_rename = merged.get('rename')
         merged.update({k: v for k, v in options.items() if v is not None})
+        merged['rename'] = options.get('rename', inherited_rename)
+        kw_only = merged.pop('kw_only', False)  # of this body alone
         slots = []
         own = {
             key: annotation
@@ -237,13 +349,26 @@ class StructMeta(type):
         for key in own:
             if key not in declared:
                 slots.append(key)
-            declared[key] = _checked_default(namespace.pop(key, NODEFAULT))
-        _check_order(name, declared)
+            default = namespace.pop(key, NODEFAULT)
+            given = default.name if isinstance(default, Field) else None
+            before = encoded.get(key, key)
+            encoded[key] = given or _renamed(key, before, merged['rename'])
+            declared[key] = _checked_default(default)
+        by_name = by_name | {*own} if kw_only else by_name - {*own}
+        positional = tuple(key for key in declared if key not in by_name)
+        _check_order(name, {key: declared[key] for key in positional})
+        order = (*positional, *(key for key in declared if key in by_name))
+        declared = {key: declared[key] for key in order}
+        encoded = {key: encoded[key] for key in order}
         config = StructConfig(merged, name)
-        if config.tag_field in declared:
+        if len({*encoded.values()}) < len(encoded):
+            raise ValueError(f'struct {name!r}: two fields are encoded by one name')
+        if config.tag_field in encoded.values():
             raise ValueError(
                 f'struct {name!r}: tag_field={config.tag_field!r} is a field already'
             )
+        if config.weakref and not any(base.__weakrefoffset__ for base in bases):
+            slots.append('__weakref__')
         if config.frozen:
             namespace.setdefault('__setattr__', _immutable)
             namespace.setdefault('__delattr__', _immutable)
@@ -253,8 +378,10 @@ class StructMeta(type):
         namespace.setdefault('__init__', _first_init)
         namespace |= {
             '__slots__': tuple(slots),
-            '__match_args__': tuple(declared),
-            '__struct_fields__': tuple(declared),
+            '__match_args__': positional,
+            '__struct_fields__': order,
+            '__struct_encoded__': encoded,
+            '__struct_encode_fields__': tuple(encoded.values()),
             '__struct_annotations__': own,
             '__struct_declared__': declared,
             '__struct_options__': merged,
@@ -267,8 +394,9 @@ class StructMeta(type):
 
     @property
     def __struct_defaults__(cls) -> tuple[Any, ...]:
-        """Defaults of the fields that have one; those come last."""
-        return tuple(v for v in cls.__struct_declared__.values() if v is not NODEFAULT)
+        """Defaults from the first field on that has one."""
+        defaults = iter(cls.__struct_declared__.values())
+        return tuple(dropwhile(lambda default: default is NODEFAULT, defaults))
 
 
 def _check_order(name: str, declared: Mapping[str, Any]) -> None:
@@ -286,11 +414,18 @@ def _check_order(name: str, declared: Mapping[str, Any]) -> None:
 class Struct(metaclass=StructMeta):
     """A class with typed fields."""
 
+    __match_args__: ClassVar[tuple[str, ...]]
     __struct_fields__: ClassVar[tuple[str, ...]]
+    __struct_encode_fields__: ClassVar[tuple[str, ...]]
     __struct_config__: ClassVar[StructConfig]
 
     def __repr__(self) -> str:
-        pairs = (f'{n}={getattr(self, n)!r}' for n in self.__struct_fields__)
+        hides = self.__struct_config__.repr_omit_defaults
+        pairs = (
+            f'{name}={getattr(self, name)!r}'
+            for name, default in type(self).__struct_declared__.items()
+            if not (hides and is_default(getattr(self, name), default))
+        )
         return f'{type(self).__name__}({", ".join(pairs)})'
 
     def __eq__(self, other: object) -> bool:
@@ -300,16 +435,35 @@ class Struct(metaclass=StructMeta):
             getattr(self, n) == getattr(other, n) for n in self.__struct_fields__
         )
 
+    def _ordered(self, other: object, compare: Callable[[Any, Any], Any]) -> Any:
+        if type(self) is not type(other) or not self.__struct_config__.order:
+            return NotImplemented
+        return compare(_values(self), _values(other))
+
+    def __lt__(self, other: object) -> Any:
+        return self._ordered(other, operator.lt)
+
+    def __le__(self, other: object) -> Any:
+        return self._ordered(other, operator.le)
+
+    def __gt__(self, other: object) -> Any:
+        return self._ordered(other, operator.gt)
+
+    def __ge__(self, other: object) -> Any:
+        return self._ordered(other, operator.ge)
+
     def __hash__(self) -> int:
         config = self.__struct_config__
         if not config.eq:
             return object.__hash__(self)
         if not config.frozen:
             raise TypeError(f'unhashable type: {type(self).__name__!r}')
-        return hash((type(self), *(getattr(self, n) for n in self.__struct_fields__)))
+        return hash((type(self), *_values(self)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(getattr(self, n) for n in self.__struct_fields__)
+        if len(self.__match_args__) < len(self.__struct_fields__):
+            return _rebuilt, (type(self), asdict(self))
+        return type(self), _values(self)
 
     def __copy__(self) -> Self:
         cls: Any = type(self)
@@ -318,6 +472,14 @@ class Struct(metaclass=StructMeta):
             # By its descriptor, which works in a frozen struct as well.
             getattr(cls, name).__set__(new, getattr(self, name))
         return new
+
+
+def _values(struct: Any) -> tuple[Any, ...]:
+    return tuple(getattr(struct, name) for name in struct.__struct_fields__)
+
+
+def _rebuilt(cls: Any, fields: dict[str, Any]) -> Any:
+    return cls(**fields)
 
 
 def defstruct(
@@ -354,8 +516,8 @@ class FieldInfo:
 
     __slots__ = ('default', 'default_factory', 'encode_name', 'name', 'type')
 
-    def __init__(self, name: str, kind: Any, default: Any) -> None:
-        self.name = self.encode_name = name
+    def __init__(self, name: str, encode_name: str, kind: Any, default: Any) -> None:
+        self.name, self.encode_name = name, encode_name
         self.type = kind
         made = type(default) is Field
         self.default = NODEFAULT if made else default
@@ -429,8 +591,12 @@ def fields(target: Any) -> tuple[FieldInfo, ...]:
     """Return the fields of a struct or struct class, in order."""
     if isinstance(target, Struct):
         target = type(target)
-    declared = (get_origin(target) or target).__struct_declared__
-    return tuple(FieldInfo(n, t, declared[n]) for n, t in field_types(target).items())
+    cls = get_origin(target) or target
+    declared, encoded = cls.__struct_declared__, cls.__struct_encoded__
+    return tuple(
+        FieldInfo(name, encoded[name], kind, declared[name])
+        for name, kind in field_types(target).items()
+    )
 
 
 structs: Final = SimpleNamespace(asdict=asdict, fields=fields, FieldInfo=FieldInfo)

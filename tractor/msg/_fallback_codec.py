@@ -27,6 +27,7 @@ from tractor.msg._fallback import (
     StructMeta,
     ValidationError,
     field_types,
+    is_default,
 )
 
 EncHook = Callable[[Any], Any]
@@ -311,6 +312,8 @@ def _find(kind: type) -> ToPlain:
 def _generate(cls: StructMeta) -> ToPlain:
     """Compile the function that makes a dict of a struct."""
     config = cls.__struct_config__
+    if config.omit_defaults:
+        return _generate_sparse(cls)
     pairs = []
     for name, kind in field_types(cls).items():
         held = f'type(v := obj.{name})'
@@ -321,7 +324,7 @@ def _generate(cls: StructMeta) -> ToPlain:
             value = f'v.value if {held} is Raw else to(v, enc_hook)'
         else:
             value = f'to(obj.{name}, enc_hook)'
-        pairs.append(f'{name!r}: {value}')
+        pairs.append(f'{cls.__struct_encoded__[name]!r}: {value}')
     if config.tag is not None:
         pairs.insert(0, f'{config.tag_field!r}: {config.tag!r}')
     scope: dict[str, Any] = {'to': to_builtins, 'Raw': Raw}
@@ -329,6 +332,27 @@ def _generate(cls: StructMeta) -> ToPlain:
     exec(source, scope)  # of our own making: names of fields are identifiers
     made: ToPlain = scope['to_plain']
     return made
+
+
+def _generate_sparse(cls: StructMeta) -> ToPlain:
+    """Return what makes a dict of a struct, without fields that hold their default."""
+    config = cls.__struct_config__
+    fields = [
+        (name, cls.__struct_encoded__[name], default)
+        for name, default in cls.__struct_declared__.items()
+    ]
+
+    def to_plain(obj: Any, enc_hook: EncHook | None) -> dict[Any, Any]:
+        made: dict[Any, Any] = {}
+        if config.tag is not None:
+            made[config.tag_field] = config.tag
+        for name, key, default in fields:
+            value = getattr(obj, name)
+            if not is_default(value, default):
+                made[key] = to_builtins(value, enc_hook)
+        return made
+
+    return to_plain
 
 
 # Plain data to msgpack
