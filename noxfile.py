@@ -328,7 +328,12 @@ def run_phases(session: nox.Session, *arguments: str) -> None:
     """Run the queue's own tool with the Python that runs nox."""
     if not (ROOT / 'patches/queue.toml').is_file():
         session.error('there is no patches/queue.toml in this tree')
-    session.run(sys.executable, '.ci/phases.py', *arguments, external=True)
+    session.run(
+        *(sys.executable, '.ci/phases.py', *arguments),
+        external=True,
+        interrupt_timeout=60,  # seconds, to end the tests and remove the worktree
+        terminate_timeout=30,
+    )
 
 
 def verify_phase(session: nox.Session) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import email
 import email.policy
 import os
 import re
@@ -24,6 +23,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,15 +31,17 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 COMMITTER: Final = ('-c', 'user.name=patch queue', '-c', 'user.email=queue@localhost')
+# The same commits each time, so that a phase below is one commit for all above it.
+AM: Final = ('am', '--quiet', '--committer-date-is-author-date')
 COLUMNS: Final = ('phase', 'interpreter', 'patches', 'passed', 'skipped', 'seconds')
 IMPORT_ALL: Final = """
-import importlib, pkgutil, tractor
-for found in pkgutil.walk_packages(tractor.__path__, 'tractor.'):
-    if not found.name.endswith('.__main__'):
-        importlib.import_module(found.name)
+import pkgutil, tractor
+for _, name, _ in pkgutil.walk_packages(tractor.__path__, 'tractor.'):
+    name.endswith('.__main__') or __import__(name)
 """
 CLOSING: Final = re.compile(r'^(?:=+ )?(\d+ [a-z]+,? ?.*) in [\d.]+s')
 SKIPPED: Final = re.compile(r'^SKIPPED \[(\d+)\] [^:]+(?::\d+)?: (.*)$')
+RUNNING: Final[list[subprocess.Popen[str]]] = []  # none outlives its worktree
 say = partial(print, flush=True)  # at once: a run takes minutes
 
 
@@ -57,8 +59,8 @@ def git(*arguments: str, cwd: Path = ROOT) -> str:
     """Run git and return what it printed; `Trouble` if it failed."""
     done = run('git', *arguments, cwd=cwd)
     if done.returncode:
-        what = (done.stderr or done.stdout).strip()
-        raise Trouble(f'git {" ".join(arguments)}: {what}')
+        what = ' '.join((done.stderr or done.stdout).split()[:60])
+        raise Trouble(f'git {" ".join(" ".join(arguments).split()[:9])}: {what}')
     return done.stdout.strip()
 
 
@@ -127,6 +129,9 @@ def worktree(commit: str) -> Iterator[Path]:
         git('worktree', 'add', '--quiet', '--detach', str(folder), commit)
         yield folder
     finally:
+        for nox in RUNNING:
+            nox.terminate()
+            nox.wait()
         shutil.rmtree(folder, ignore_errors=True)
         git('worktree', 'prune')
 
@@ -135,11 +140,10 @@ def apply(phase: Phase, folder: Path) -> Iterator[str]:
     """Apply a phase's patches with `git am`, giving each one's name as it is in."""
     for patch in phase.patches():
         try:
-            git(*COMMITTER, 'am', '--quiet', str(patch), cwd=folder)
-        except Trouble as error:
+            git(*COMMITTER, *AM, str(patch), cwd=folder)
+        except Trouble as err:
             succeeds('am', '--abort', cwd=folder)
-            why = ' '.join(str(error).split()[:60])
-            raise Trouble(f'{phase.name}/{patch.name} does not apply: {why}') from error
+            raise Trouble(f'{phase.name}/{patch.name} does not apply: {err}') from err
         yield patch.name
 
 
@@ -162,28 +166,27 @@ def interpreters(wanted: list[str]) -> str:
 
 def run_nox(folder: Path, path: str, *arguments: str) -> tuple[bool, Counter[str]]:
     """Run a session of that tree's noxfile; return what pytest counted, and why."""
-    noxfile = str(folder / 'noxfile.py')
+    session, start = arguments[1], time.monotonic()
     counts: Counter[str] = Counter()
+    (sockets := folder / f'run-{session}').mkdir(0o700)
+    env = {'PATH': path, 'PYTHONUNBUFFERED': '1', 'XDG_RUNTIME_DIR': str(sockets)}
     with subprocess.Popen(
-        [sys.executable, '-m', 'nox', '-f', noxfile, *arguments],
+        [sys.executable, '-m', 'nox', '-f', f'{folder}/noxfile.py', *arguments],
         cwd=folder,
-        env={**os.environ, 'PATH': path, 'PYTHONUNBUFFERED': '1'},
+        env=os.environ | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as nox:
-        assert nox.stdout is not None
-        try:
-            for line in nox.stdout:
-                say(line.rstrip())
-                if found := SKIPPED.match(line):
-                    counts[f'skipped: {found[2]}'] += int(found[1])
-                elif found := CLOSING.match(line):
-                    for part in found[1].split(', '):
-                        counts[part.split()[1]] += int(part.split()[0])
-        except BaseException:
-            nox.terminate()
-            raise
+        RUNNING.append(nox)
+        for line in nox.stdout or ():
+            say(f'{session}: {line.rstrip()}')
+            if found := SKIPPED.match(line):
+                counts[f'skipped: {found[2]}'] += int(found[1])
+            elif found := CLOSING.match(line):
+                for part in found[1].split(', '):
+                    counts[part.split()[1]] += int(part.split()[0])
+    counts['seconds'] = round(time.monotonic() - start)
     return nox.returncode == 0, counts
 
 
@@ -198,29 +201,25 @@ def verify(name: str, quick: bool, pythons: list[str]) -> None:
     rows: list[tuple[Any, ...]] = [COLUMNS]
     failed = []
     with worktree(base_commit(phases, name)) as folder:
-        count = 0
-        for below in stack(phases, name):
-            for patch in apply(below, folder):
-                count += 1
-                say(f'{below.name}: applied {patch}')
+        patches = [(b.name, p) for b in stack(phases, name) for p in apply(b, folder)]
+        say(*(f'{below}: applied {patch}' for below, patch in patches), sep='\n')
         say(f'{name}: lint and types')
         if not run_nox(folder, path, '-s', 'lint', 'types')[0]:
             failed.append('lint or types')
-        reasons: Counter[str] = Counter()
-        for version in pythons or phase.pythons:
-            say(f'{name}: tests on Python {version}')
-            start = time.monotonic()
-            session = f'tests-{version}'
-            order = ('-s', session, '--', '-rs', *['--quick'][:quick])
-            passed, counts = run_nox(folder, path, *order)
+        versions, reasons = pythons or phase.pythons, Counter[str]()
+        say(f'{name}: tests on Python {" and ".join(versions)}, side by side')
+        tail = ('--', '-rs', '--quick')[: 2 + quick]
+        sessions = [('-s', f'tests-{version}', *tail) for version in versions]
+        pool = ThreadPoolExecutor(os.cpu_count())
+        done = pool.map(lambda session: run_nox(folder, path, *session), sessions)
+        for version, (passed, counts) in zip(versions, done, strict=True):
             if not passed or not counts['passed']:
-                failed.append(session)
-            ran = counts.pop('passed', 0), counts.pop('skipped', 0)
-            rows.append((name, version, count, *ran, round(time.monotonic() - start)))
+                failed.append(f'tests-{version}')
+            ran = (counts.pop(key, 0) for key in ('passed', 'skipped', 'seconds'))
+            rows.append((name, version, len(patches), *ran))
             reasons += counts
-    say('\n'.join('  '.join(f'{cell:<12}' for cell in row).rstrip() for row in rows))
-    for reason, number in reasons.most_common():
-        say(f'  {number} {reason}')
+    lines = ['  '.join(f'{cell:<12}' for cell in row).rstrip() for row in rows]
+    say(*lines, *(f'  {n} {reason}' for reason, n in reasons.most_common()), sep='\n')
     if failed:
         raise Trouble(f'{name} failed: {", ".join(failed)}')
 
@@ -251,8 +250,7 @@ def check_step(patch: str, folder: Path) -> None:
 def check_base(phase: Phase, start: str) -> None:
     """The cover letter names the base; what it names has the tree we start at."""
     trailers = git('interpret-trailers', '--parse', str(phase.cover))
-    told = re.search(r'^base-commit: (\w+)$', trailers, re.MULTILINE)
-    if told is None:
+    if (told := re.search(r'(?m)^base-commit: (\w+)$', trailers)) is None:
         raise Trouble(f'{phase.name}: the cover letter has no base-commit: trailer')
     if not succeeds('diff', '--quiet', told[1], start, '--', '.', ':!patches'):
         raise Trouble(f'{phase.name}: its base-commit {told[1]} is not its base')
@@ -260,11 +258,11 @@ def check_base(phase: Phase, start: str) -> None:
 
 def check_landed(phase: Phase, folder: Path) -> None:
     """What was merged is what the queue holds, and the merge is git's own of it."""
-    landed = phase.landed
-    if not succeeds('merge-base', '--is-ancestor', f'{landed}', 'HEAD'):
+    landed = f'{phase.landed}'
+    if not succeeds('merge-base', '--is-ancestor', landed, 'HEAD'):
         raise Trouble(f'{phase.name} landed as {landed}, not in this history')
     merged = git('merge-tree', '--write-tree', f'{landed}^1', f'{landed}^2')
-    for pair in ((f'{landed}^2', 'HEAD'), (merged, f'{landed}')):
+    for pair in ((f'{landed}^2', 'HEAD'), (merged, landed)):
         compared = ('diff', '--stat', *pair, '--', '.', ':!patches')
         if differing := git(*compared, cwd=folder):
             raise Trouble(f'{phase.name}: the queue is not what landed:\n{differing}')
@@ -281,8 +279,7 @@ def check_queue() -> None:
             for patch in apply(phase, folder):
                 check_step(patch, folder)
                 say(f'{name}: {patch} applies, passes ruff and imports')
-            if changed := sorted({who for who, _ in before - functions(code)}):
-                told = ', '.join(changed)
+            if told := ', '.join({who: 0 for who, _ in before - functions(code)}):
                 raise Trouble(f'{name} is to move code only, but changes {told}')
             if phase.moves is not None:
                 say(f'{name}: no function body changed in {phase.moves}')
@@ -296,9 +293,8 @@ def check_queue() -> None:
 
 def unexported(phases: dict[str, Phase], phase: Phase) -> str:
     """Say that a phase's branch holds what the queue does not; empty if it does not."""
-    if phase.series.is_file() and succeeds(
-        'diff', '--quiet', applied(phases, phase.name)[1], phase.branch
-    ):
+    held = phase.series.is_file() and applied(phases, phase.name)[1]
+    if held and succeeds('diff', '--quiet', held, phase.branch):
         return ''
     return f'{phase.branch} is not what patches/ has: nox -s export -- {phase.name}'
 
@@ -316,25 +312,26 @@ def export(name: str, cover: Path | None) -> None:
     """Write a branch back into its folder, and show what that changed."""
     phases = load()
     phase = stack(phases, name)[-1]
-    base = phases[phase.base].branch if phase.base in phases else phase.base
+    base = phase.base
+    if base in phases:
+        here = succeeds('rev-parse', '-q', '--verify', phases[base].branch)
+        base = phases[base].branch if here else applied(phases, base)[1]
     if cover is None and not phase.cover.is_file():
         raise Trouble(f'{name} has no cover letter: pass --cover FILE (subject, body)')
     text = cover.read_text(encoding='utf-8') if cover else cover_text(phase)
-    before = None
-    if phase.series.is_file():
-        try:
-            before = applied(phases, name)
-        except Trouble as error:  # the phase below has changed
-            say(f'{name}: nothing to compare with: {error}')
-    phase.folder.mkdir(parents=True, exist_ok=True)
-    for old in phase.folder.glob('*.patch'):
-        old.unlink()
-    git(
-        *('-c', f'branch.{phase.branch}.description={text}'),
-        *('format-patch', '--quiet', '--cover-letter', '--signature=', '-M'),
-        *('--cover-from-description=subject', f'--base={base}', '-o'),
-        *(str(phase.folder), f'{base}..{phase.branch}'),
-    )
+    try:
+        before = applied(phases, name) if phase.series.is_file() else None
+    except Trouble as error:  # the phase below has changed
+        before = say(f'{name}: nothing to compare with: {error}')
+    with tempfile.TemporaryDirectory() as made:
+        git(
+            *('-c', f'branch.{phase.branch}.description={text}', 'format-patch'),
+            *('--quiet', '--cover-letter', '--signature=', '-M', f'--base={base}'),
+            *('--cover-from-description=subject', '-o', made),
+            f'{base}..{phase.branch}',
+        )
+        shutil.rmtree(phase.folder, ignore_errors=True)
+        shutil.copytree(made, phase.folder)
     names = sorted(path.name for path in phase.folder.glob('*.patch'))
     series = ''.join(f'{patch}\n' for patch in names if patch != phase.cover.name)
     phase.series.write_text(series, encoding='utf-8')
@@ -370,7 +367,11 @@ def land(name: str, quick: bool) -> None:
     if told := unexported(phases, phase):
         raise Trouble(told)
     verify(name, quick, [])
-    git('merge', '--no-ff', '--quiet', '-m', cover_text(phase), phase.branch)
+    try:
+        git('merge', '--no-ff', '--quiet', '-m', cover_text(phase), phase.branch)
+    except Trouble:
+        succeeds('merge', '--abort')
+        raise
     merge = git('rev-parse', 'HEAD')
     path = ROOT / 'patches/queue.toml'
     head, mark, rest = path.read_text(encoding='utf-8').partition(f'[{name}]\n')
@@ -379,8 +380,8 @@ def land(name: str, quick: bool) -> None:
     say(f'{name}: landed as {merge}')
 
 
-def main(arguments: list[str]) -> int:
-    """Carry out one command line; return the exit status."""
+def main(arguments: list[str]) -> None:
+    """Carry out one command line."""
     parser = argparse.ArgumentParser(prog='phases.py', description=__doc__)
     parser.add_argument('job', choices=['verify', 'queue', 'export', 'land'])
     parser.add_argument('phase', nargs='?', default='')
@@ -397,13 +398,13 @@ def main(arguments: list[str]) -> int:
         'land': partial(land, args.phase, args.quick),
     }
     jobs[args.job]()
-    return 0
 
 
-def guarded(tool: str, job: Callable[[list[str]], int]) -> int:
+def guarded(tool: str, job: Callable[[list[str]], None]) -> int:
     """Run a tool's `main()`; what is wrong becomes one line and an exit status."""
     try:
-        return job(sys.argv[1:])
+        job(sys.argv[1:])
+        return 0
     except Trouble as error:
         sys.stderr.write(f'{tool}: {error}\n')
         return 1

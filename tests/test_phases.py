@@ -338,8 +338,8 @@ def test_export_shows_what_changed(repo):
     repo.change_on('wkt/beta', 'tractor/three.py', '"""More."""\n')
     status, text = repo.phases('export', 'phase_b')
     assert status == 0, text
-    assert '1:' in text
-    assert 'Change' in text
+    assert re.search(r'(?m)^1:  \w+ = 1:  \w+ Add a third file$', text)
+    assert re.search(r'(?m)^-:  -+ > 2:  \w+ Change$', text)
     cover = (repo.folder / 'patches/phase_b/0000-cover-letter.patch').read_text()
     assert 'Problem   One file held two.' in cover
     assert 'base-commit: ' in cover
@@ -357,6 +357,53 @@ def test_export_on_a_changed_phase_below(repo):
     assert status == 0, text
     assert 'nothing to compare with: phase_b/0001' in text
     assert repo.phases('queue')[0] == 0
+
+
+def test_export_where_nobody_has_the_branch_below(repo):
+    """As in a clone; the base is then what the patches below make."""
+    repo.git('branch', '-D', 'wkt/alpha', 'wkt/beta')
+    assert repo.wkt('beta')[0] == 0
+    there = Repository(repo.folder / '.claude/wkts/beta')
+    there.write('tractor/three.py', '"""More."""\n')
+    there.commit('Change')
+    status, text = repo.phases('export', 'phase_b')
+    assert status == 0, text
+    assert (repo.folder / 'patches/phase_b/0002-Change.patch').exists()
+    assert repo.phases('queue')[0] == 0
+
+
+def test_an_export_that_fails_takes_nothing_away(repo):
+    """What is wrong stands on one line."""
+    repo.git('branch', '-D', 'wkt/beta')
+    status, text = repo.phases('export', 'phase_b')
+    assert status == 1
+    assert text.count('\n') == 1
+    assert 'wkt/beta' in text
+    assert repo.git('status', '--porcelain') == ''
+
+
+def test_the_series_lands_where_nobody_has_its_branches(repo):
+    """As in a clone; the second phase changes what the first one made."""
+    repo.change_on('wkt/beta', 'tractor/two.py', '"""Two."""\n')
+    assert repo.phases('export', 'phase_b')[0] == 0
+    repo.commit('Export')
+    repo.git('branch', '-D', 'wkt/alpha', 'wkt/beta')
+    for phase in ('phase_a', 'phase_b'):
+        status, text = repo.phases('land', phase)
+        assert status == 0, text
+    status, text = repo.phases('queue')
+    assert status == 0, text
+
+
+def test_a_merge_that_conflicts_is_undone(repo):
+    """The tree is as before."""
+    repo.write('tractor/one.py', ONE.replace('return 2', 'return 3'))
+    repo.commit('Change what the phase moves')
+    status, text = repo.phases('land', 'phase_a')
+    assert status == 1
+    assert 'CONFLICT' in text
+    assert repo.git('status', '--porcelain') == ''
+    assert repo.git('log', '-1', '--format=%s') == 'Change what the phase moves'
 
 
 def test_landing_merges_with_the_cover_letter(repo):

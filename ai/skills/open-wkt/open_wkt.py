@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / '.ci'))
 import phases
 from phases import Trouble
 
-ENV_FILE: Final = 'wkt.env'
 NAME: Final = re.compile(r'[a-z][a-z0-9_]*')
 WKTS: Final = phases.ROOT / '.claude/wkts'
 
@@ -40,7 +39,7 @@ def open_wkt(name: str) -> Path:
     else:
         start = phases.applied(phases.load(), phase.name)[1] if phase else 'HEAD'
         phases.git('worktree', 'add', '--quiet', '-b', branch, str(folder), start)
-    (folder / ENV_FILE).write_text(f'XDG_RUNTIME_DIR=/tmp/tractor-wkt-{name}\n')
+    (folder / 'wkt.env').write_text(f'XDG_RUNTIME_DIR=/tmp/tractor-wkt-{name}\n')
     return folder
 
 
@@ -62,8 +61,8 @@ def close_wkt(name: str, force: bool) -> None:
     phases.git('branch', '-D', branch)
 
 
-def main(arguments: list[str]) -> int:
-    """Carry out one command line; return the exit status."""
+def main(arguments: list[str]) -> None:
+    """Carry out one command line."""
     parser = argparse.ArgumentParser(prog='open_wkt.py', description=__doc__)
     parser.add_argument('name', nargs='?')
     parser.add_argument('--list', action='store_true')
@@ -71,13 +70,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument('--force', action='store_true')
     args = parser.parse_args(arguments)
     if args.list or args.name is None:
-        for folder in sorted(WKTS.glob('*/.git')):
-            phases.say(str(folder.parent))
+        lines = (f'{path.parent}\n' for path in sorted(WKTS.glob('*/.git')))
+        phases.say(*lines, sep='', end='')
     elif args.close:
         close_wkt(args.name, args.force)
     else:
         phases.say(str(open_wkt(args.name)))
-    return 0
 
 
 if __name__ == '__main__':
