@@ -129,8 +129,8 @@ def worktree(commit: str) -> Iterator[Path]:
         git('worktree', 'add', '--quiet', '--detach', str(folder), commit)
         yield folder
     finally:
-        for nox in RUNNING:
-            nox.terminate()
+        for nox in (nox for nox in RUNNING if nox.poll() is None):
+            os.killpg(nox.pid, signal.SIGKILL)  # with all that would write into it
             nox.wait()
         shutil.rmtree(folder, ignore_errors=True)
         git('worktree', 'prune')
@@ -174,6 +174,7 @@ def run_nox(folder: Path, path: str, *arguments: str) -> tuple[bool, Counter[str
         [sys.executable, '-m', 'nox', '-f', f'{folder}/noxfile.py', *arguments],
         cwd=folder,
         env=os.environ | env,
+        process_group=0,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
