@@ -72,19 +72,21 @@ class ActorDied(RuntimeFailure):
 
 
 class ActorUnkillable(RuntimeFailure):
-    """A sub-interpreter child, stuck in C code; `.stack`, also a note, tells where."""
+    """A sub-interpreter child that nothing ends; `.stack`, also a note, tells where."""
 
-    def __init__(self, uid: Uid, stack: str) -> None:
-        super().__init__(uid, stack)
+    def __init__(
+        self, uid: Uid, stack: str, why: str = 'it is stuck in C code'
+    ) -> None:
+        super().__init__(uid, stack, why)
         self.uid: Uid = (uid[0], uid[1])
         self.stack = stack
+        self.why = why
         self.add_note(f'it is stuck here:\n{stack}')
 
     def __str__(self) -> str:
         return (
-            f'actor {self.uid[0]!r} ({self.uid[1]}) was cut off: it is stuck in C code '
-            'until that returns, or swallows all that is raised in it; start it with a '
-            'process backend'
+            f'actor {self.uid[0]!r} ({self.uid[1]}) was cut off: {self.why}; start it '
+            'with a process backend'
         )
 
 

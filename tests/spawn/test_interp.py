@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import select
 import subprocess
@@ -117,6 +118,15 @@ def test_an_idle_loop_is_woken(subint_root: Any) -> None:
     assert not _interp._live
 
 
+def release(read: int, write: int) -> None:
+    """Let what waits for a pipe go on, and see it end after all."""
+    os.write(write, b'x')
+    assert _interp.end_all(DEADLINE)
+    assert not _interp.quarantined()
+    os.close(read)
+    os.close(write)
+
+
 def test_what_is_stuck_in_c_is_reported(subint_root: Any) -> None:
     """The nursery raises, with the stack; the thread is counted until it is back."""
     read, write = os.pipe()
@@ -132,11 +142,42 @@ def test_what_is_stuck_in_c_is_reported(subint_root: Any) -> None:
         assert 'select.select' in '\n'.join(got.value.__notes__)
         assert _interp.quarantined() == ['kid']
     finally:
-        os.write(write, b'x')
-        assert _interp.end_all(DEADLINE) or not _interp.quarantined()
-        os.close(read)
-        os.close(write)
-    assert not _interp.quarantined()
+        release(read, write)
+
+
+WIDE: Final = """
+import select, tractor
+
+@tractor.context
+async def block_on(ctx: tractor.Context, fd: int) -> None:
+    await ctx.started()
+    select.select([fd], [], [])  # %s
+"""
+
+
+def test_a_stack_that_is_too_long_to_be_told_is_cut(
+    subint_root: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its bytes, of which a character may have four."""
+    (tmp_path / 'wide.py').write_text(WIDE % ('\U0001f600' * 20_000), encoding='utf-8')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    wide = importlib.import_module('wide')
+    read, write = os.pipe()
+
+    async def main() -> None:
+        with trio.fail_after(DEADLINE):
+            async with tractor.open_nursery(**subint_root) as an:
+                portal = await an.start_actor('kid', enable_modules=['wide'])
+                with pytest.raises(tractor.TransportClosed):
+                    async with portal.open_context(wide.block_on, fd=read):
+                        await an.cancel()
+
+    try:
+        with pytest.raises(ActorUnkillable) as got:
+            trio.run(main)
+        assert 1000 < len(got.value.stack) < 20_000
+    finally:
+        release(read, write)
 
 
 PROGRAM: Final = """

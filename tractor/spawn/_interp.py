@@ -26,7 +26,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import _interpreters  # type: ignore[import-not-found]
@@ -43,6 +42,7 @@ BREAK: Final = b'b'  # order: break into whatever Python code runs
 REPORT: Final = b'r'  # order: give up, tell the stack and close what can be closed
 MAX_MESSAGE: Final = 64 * 1024  # bytes on the control line
 
+BOOT_TIME: Final = 15.0  # seconds until there is somebody inside who takes orders
 BREAK_TIME: Final = 1.5  # seconds to get out, from when the order has arrived
 DEAF_TIME: Final = 5.0  # seconds for it to arrive; longer is a GIL that C code holds
 REPORT_TIME: Final = 0.5  # seconds for the inside to tell where it is stuck
@@ -63,9 +63,16 @@ _interp_main.main(order)
 # interpreter: not beside a main thread that uses it.
 _HIDE: Final = "sys.modules['msgspec'] = None"
 _SHOW: Final = "del sys.modules['msgspec']"
-_NO_STACK: Final = (
-    'its stack cannot be told: the code it is stuck in does not let go of the GIL'
+_STUCK: Final = (
+    'it is stuck in C code until that returns, or swallows all that is raised in it'
 )
+_STARTING: Final = f'it was still starting, {BOOT_TIME:g} s after that had begun'
+_CLOSING: Final = 'it has ended, but its interpreter cannot be finalized'
+_NO_STACK: Final = {
+    _STUCK: 'not told: the code it is stuck in does not let go of the GIL',
+    _STARTING: 'not told: none of its own code runs yet',
+    _CLOSING: 'not told: an exit handler, or a thread that has to be joined',
+}
 
 _creating: Final = threading.Lock()  # one at a time, 7 ms each
 _live: Final[set[Interp]] = set()
@@ -89,7 +96,7 @@ class Interp:
         id: Number of the interpreter, never used twice; `None` before it exists.
         refusal: `(module served, module that refused, for any interpreter)` if a
             module cannot be loaded in it.
-        stuck: Where its thread is stuck, if it was given up.
+        stuck: `(stack of its thread, why it was not stopped)`, if it was given up.
     """
 
     def __init__(
@@ -105,7 +112,7 @@ class Interp:
         self.name = name
         self.gil = gil
         self.refusal: tuple[str, str, bool] | None = None
-        self.stuck: str | None = None
+        self.stuck: tuple[str, str] | None = None
         self._order = order
         self._link = link
         self._line, self._childs_line = socket.socketpair(
@@ -118,8 +125,12 @@ class Interp:
         self._told: int | None = None
         self._told_stack: str | None = None
         self._undestroyable = False
+        # When what happened; the inside has the same clock.
+        self._born = time.monotonic()
+        self._ready: float | None = None
         self._first_order: float | None = None
         self._arrived: float | None = None
+        self._closed: float | None = None
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._done = trio.Event()
@@ -231,46 +242,84 @@ class Interp:
 
     def _read_line(self) -> None:
         """Take what the inside has told so far."""
-        with self._lock:
-            while self._line.fileno() != -1:
+        while True:
+            with self._lock:
                 try:
                     data = self._line.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
-                except OSError:  # nothing more for now
+                except BlockingIOError:  # nothing more for now
                     return
-                if not data:
-                    return
+                except OSError:  # this end is closed, too
+                    data = b''
+            if not data:
+                self._closed = self._closed or time.monotonic()
+                return
+            try:
                 self._take(*marshal.loads(data))
+            except (EOFError, TypeError, ValueError) as err:
+                log.error('%r told what cannot be understood: %r', self, err)
 
     def _take(self, what: str, *told: Any) -> None:
         match what:
+            case 'ready':
+                (self._ready,) = told
             case 'ended':
                 self._told, self._undestroyable = told
             case 'refused':
                 served, refused, by_any = told
                 self.refusal = served, refused, by_any
             case 'breaking':
-                self._arrived = time.monotonic()
+                (self._arrived,) = told
             case 'stuck':
-                self._told_stack = told[0]
+                self._told_stack = told[0].decode(errors='ignore')
 
     # -- giving it up -----------------------------------------------------------------
 
     def _give_up(self) -> None:
         """Wait for the orders to help; if they do not, cut the interpreter off."""
-        assert self._first_order is not None
-        self._listen(self._first_order + DEAF_TIME, lambda: self._arrived is not None)
-        if self._over.wait(
-            max((self._arrived or 0) + BREAK_TIME - time.monotonic(), 0)
-        ):
+        try:
+            self._read_line()
+            while not self._over.is_set():
+                left = self._deadline() - time.monotonic()
+                if left <= 0:
+                    self._ask_where()
+                    return
+                self._hear(left)
+        finally:  # somebody waits for it, whatever has failed here
+            self._cut_off()
+
+    def _deadline(self) -> float:
+        """Return until when it may still get out by itself."""
+        ordered = self._first_order or 0
+        if self._closed is not None:
+            return max(self._closed, ordered) + BREAK_TIME
+        if self._arrived is not None:
+            return self._arrived + BREAK_TIME
+        if self._ready is not None:
+            return max(self._ready, ordered) + DEAF_TIME
+        return self._born + BOOT_TIME
+
+    def _ask_where(self) -> None:
+        if self._ready is None or self._closed is not None:
             return
         self._send(REPORT)
-        self._listen(
-            time.monotonic() + REPORT_TIME, lambda: self._told_stack is not None
-        )
-        with self._lock:
-            if self._over.is_set():
+        end = time.monotonic() + REPORT_TIME
+        while self._told_stack is None and not self._over.is_set():
+            left = end - time.monotonic()
+            if left <= 0:
                 return
-            self.stuck = self._told_stack or _NO_STACK
+            self._hear(left)
+
+    def _cut_off(self) -> None:
+        """Wake who waits for it, unless that was done."""
+        with self._lock:
+            if self._over.is_set() or self.stuck is not None:
+                return
+            why = _STUCK
+            if self._closed is not None:
+                why = _CLOSING
+            elif self._ready is None:
+                why = _STARTING
+            self.stuck = self._told_stack or _NO_STACK[why], why
             _quarantine(self)
             try:
                 self._link.shutdown(socket.SHUT_RDWR)
@@ -278,18 +327,17 @@ class Interp:
                 log.runtime('the link to %r is closed already: %s', self, err)
             self._finish(-signal.SIGKILL)
 
-    def _listen(self, end: float, is_told: Callable[[], bool]) -> None:
-        """Read the line until something was told, it is over, or it is too late."""
-        while True:
-            self._read_line()
-            left = end - time.monotonic()
-            with self._lock:
-                fd = self._line.fileno()
-            if is_told() or self._over.is_set() or left <= 0 or fd == -1:
-                return
-            line = select.poll()  # `select()` has a limit of 1024 descriptors
-            line.register(fd, select.POLLIN)
-            line.poll(left * 1000)
+    def _hear(self, seconds: float) -> None:
+        """Wait until something is told, or it is over, or the time has passed."""
+        with self._lock:
+            fd = self._line.fileno()
+        if self._closed is not None or fd == -1:
+            self._over.wait(seconds)
+            return
+        line = select.poll()  # `select()` has a limit of 1024 descriptors
+        line.register(fd, select.POLLIN)
+        line.poll(seconds * 1000)
+        self._read_line()
 
 
 def _create(gil: Gil) -> int:

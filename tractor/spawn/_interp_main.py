@@ -54,7 +54,7 @@ SLICE: Final = 0.02  # seconds that a `time.sleep()` cannot be broken into
 CHILDREN: Final = 2.0  # seconds for interpreters that this one has started
 WORKERS: Final = 0.5  # seconds for idle worker threads to notice that they are
 IDLE_WORKER: Final = 0.05  # seconds after which they do
-MAX_STACK: Final = 16 * 1024  # characters of a stack that are told
+MAX_STACK: Final = 16 * 1024  # bytes of a stack that are told
 
 # The processes that `multiprocessing` keeps for each interpreter that uses it.
 _MP_HELPERS: Final = (
@@ -111,6 +111,7 @@ class Control:
 
     def _run(self) -> None:
         self._ident = _thread.get_ident()
+        self.tell('ready', time.monotonic())
         try:
             self._take_orders()
         finally:
@@ -157,7 +158,7 @@ class Control:
     def _break_in(self) -> None:
         if not self.broken:
             self.broken = True
-            self.tell('breaking')
+            self.tell('breaking', time.monotonic())
             # What is torn apart from here on has nothing more to say.
             logging.disable()
             warnings.simplefilter('ignore')
@@ -171,7 +172,11 @@ class Control:
 
     def _report(self) -> None:
         frame = sys._current_frames().get(self._actor_thread)
-        stack = '' if frame is None else ''.join(traceback.format_stack(frame))
+        try:
+            lines = [] if frame is None else traceback.format_stack(frame)
+        except Exception as err:  # it reads sources, with anybody's loader
+            lines = [repr(err)]
+        stack = ''.join(lines).encode(errors='backslashreplace')
         self.tell('stuck', stack[-MAX_STACK:])
         # Not what wakes the trio loop: it may get to wait there once more.
         close_sockets(lambda sock: sock is self._line or is_pair(sock))

@@ -323,7 +323,7 @@ async def _live(
                 )
             ended.set()
         if stuck := _stuck(proc):
-            raise ActorUnkillable(uid, stuck) from err
+            raise ActorUnkillable(uid, *stuck) from err
         raise
     with trio.CancelScope(shield=True):
         await _see_through(an, subactor, proc, wait, ended, portal)
@@ -416,17 +416,17 @@ async def _read_to_end(parent: Actor, chan: Channel) -> None:
         await parent._loop_ended(chan)
 
 
-def _stuck(proc: Any) -> str | None:
-    """Return where a child is stuck that could not be stopped; no process ever is."""
-    stack: str | None = getattr(proc, 'stuck', None)
-    return stack
+def _stuck(proc: Any) -> tuple[str, str] | None:
+    """Return where and why a child could not be stopped; no process ever is one."""
+    stuck: tuple[str, str] | None = getattr(proc, 'stuck', None)
+    return stuck
 
 
 def _death(
-    uid: Uid, status: int | None, stuck: str | None = None
+    uid: Uid, status: int | None, stuck: tuple[str, str] | None = None
 ) -> ActorDied | ActorUnkillable:
     if stuck is not None:
-        return ActorUnkillable(uid, stuck)
+        return ActorUnkillable(uid, *stuck)
     if status is not None and status < 0:
         return ActorDied(uid, signal=-status)
     return ActorDied(uid, exitcode=status)
