@@ -71,6 +71,18 @@ async def block_on(ctx: tractor.Context, fd: int) -> None:
     select.select([fd], [], [])
 
 
+@tractor.context
+async def above(ctx: tractor.Context, what: str, kwargs: dict[str, Any]) -> None:
+    """Have an actor below this one do something, and stay."""
+    async with tractor.open_nursery() as an:
+        portal = await an.start_actor(
+            'below', enable_modules=[__name__], start_method='subint'
+        )
+        async with portal.open_context(globals()[what], **kwargs):
+            await ctx.started()
+            await trio.sleep_forever()
+
+
 @pytest.fixture
 def subint_root(reg_addr: Any) -> Iterator[dict[str, Any]]:
     """Give the arguments of a root whose children live in sub-interpreters."""
@@ -121,7 +133,7 @@ def test_an_idle_loop_is_woken(subint_root: Any) -> None:
 def release(read: int, write: int) -> None:
     """Let what waits for a pipe go on, and see it end after all."""
     os.write(write, b'x')
-    assert _interp.end_all(DEADLINE)
+    assert not _interp.end_all(DEADLINE)
     assert not _interp.quarantined()
     os.close(read)
     os.close(write)
@@ -140,6 +152,41 @@ def test_what_is_stuck_in_c_is_reported(subint_root: Any) -> None:
         assert got.value.uid[0] == 'kid'
         assert 'select.select([fd], [], [])' in got.value.stack
         assert 'select.select' in '\n'.join(got.value.__notes__)
+        assert _interp.quarantined() == ['kid']
+    finally:
+        release(read, write)
+
+
+@pytest.mark.parametrize('how', ['loop', 'sleep'])
+def test_what_drives_others_is_not_broken_into(
+    subint_root: Any, capfd: pytest.CaptureFixture[str], how: str
+) -> None:
+    """An actor that is stopped sees the ends of those below it, in its own threads."""
+
+    async def main() -> None:
+        kwargs = {'what': 'stay', 'kwargs': {'how': how}}
+        await start_and_leave(subint_root, 'own', above, **kwargs)
+
+    trio.run(main)
+    assert 'Traceback' not in capfd.readouterr().err
+    assert not _interp._live
+    assert not _interp.quarantined()
+
+
+def test_what_is_stuck_below_is_reported_above(subint_root: Any) -> None:
+    """Who has started it ended; its interpreter stays until the other one is gone."""
+    read, write = os.pipe()
+
+    async def main() -> None:
+        kwargs = {'what': 'block_on', 'kwargs': {'fd': read}}
+        await start_and_leave(subint_root, 'own', above, **kwargs)
+
+    try:
+        with pytest.raises(ActorUnkillable, match='actors below it cannot be') as got:
+            trio.run(main)
+        assert got.value.uid[0] == 'kid'
+        assert "actor 'below':" in got.value.stack
+        assert 'select.select([fd], [], [])' in got.value.stack
         assert _interp.quarantined() == ['kid']
     finally:
         release(read, write)

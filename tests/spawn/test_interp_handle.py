@@ -19,9 +19,9 @@ DEADLINE: Final = 10.0
 if _subint.unavailable() is not None:
     pytest.skip(str(_subint.unavailable()), allow_module_level=True)
 
-from tractor.spawn import _interp  # noqa: E402
+from tractor.spawn import _interp, _interp_main  # noqa: E402
 
-Make = Callable[[], _interp.Interp]
+type Make = Callable[[], _interp.Interp]
 
 
 @pytest.fixture
@@ -140,3 +140,46 @@ def test_a_failure_while_it_is_given_up_wakes_who_waits(
         if thread.name.startswith('tractor-subint-stop'):
             thread.join(DEADLINE)
     assert [args.exc_type for args in raised] == [TypeError]
+
+
+def test_a_thread_that_cannot_be_started_leaves_nothing(
+    handle: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor, and nothing that forbids a fork for ever."""
+
+    def start(self: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, 'start', start)
+
+    async def main() -> None:
+        interp = handle()
+        with pytest.raises(RuntimeError, match='new thread'):
+            interp.start()
+        assert not _interp._live
+        for sock in (*interp._given, interp._line):
+            assert sock.fileno() == -1
+
+    trio.run(main)
+
+
+def test_threads_that_drive_interpreters_are_no_victims() -> None:
+    """The control thread tells them by where they began."""
+    ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control = _interp_main.Control(childs.detach())
+    leave = threading.Event()
+    plain = threading.Thread(target=leave.wait)
+    driver = _interp.Driver(leave.wait, 'driver')
+    try:
+        for thread in (plain, driver):
+            thread.start()
+        victims = control._victims()
+        assert plain.ident in victims
+        assert threading.get_ident() in victims
+        assert driver.ident not in victims
+    finally:
+        leave.set()
+        for thread in (plain, driver):
+            thread.join(DEADLINE)
+        control.close()
+        ours.close()

@@ -9,6 +9,12 @@ inside of it, which breaks into its Python code.  Code that is stuck in C cannot
 reached: such an interpreter is *quarantined*.  It is cut off, everybody who waits for
 it is woken, and it is counted until its thread comes back after all.
 
+An interpreter that has threads in others, which it has started itself, cannot be
+destroyed before them.  One that ends and leaves such behind is quarantined as well,
+and its thread stays with it until they are gone.  Since everything here has to work
+while the rest of an interpreter is torn apart, its control thread leaves every `Driver`
+alone.
+
 The thread is a daemon, since the process has to be able to end without it.  While an
 interpreter lives, `os.fork()` is refused: the child would crash (cpython#139759).
 Needs CPython 3.14 and its private `_interpreters`, since the public
@@ -26,6 +32,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import _interpreters  # type: ignore[import-not-found]
@@ -40,11 +47,13 @@ Gil = Literal['own', 'shared']
 
 BREAK: Final = b'b'  # order: break into whatever Python code runs
 REPORT: Final = b'r'  # order: give up, tell the stack and close what can be closed
+MAX_LEFT: Final = 2000  # characters of each stack, where there may be several
 MAX_MESSAGE: Final = 64 * 1024  # bytes on the control line
 
 BOOT_TIME: Final = 15.0  # seconds until there is somebody inside who takes orders
 BREAK_TIME: Final = 1.5  # seconds to get out, from when the order has arrived
 DEAF_TIME: Final = 5.0  # seconds for it to arrive; longer is a GIL that C code holds
+LEFT_TIME: Final = 2.0  # seconds for those that an interpreter left behind
 REPORT_TIME: Final = 0.5  # seconds for the inside to tell where it is stuck
 
 # The order is written into it: an object that one interpreter shares with another has
@@ -68,16 +77,32 @@ _STUCK: Final = (
 )
 _STARTING: Final = f'it was still starting, {BOOT_TIME:g} s after that had begun'
 _CLOSING: Final = 'it has ended, but its interpreter cannot be finalized'
+_ABOVE: Final = 'it has ended, but actors below it cannot be stopped'
 _NO_STACK: Final = {
     _STUCK: 'not told: the code it is stuck in does not let go of the GIL',
     _STARTING: 'not told: none of its own code runs yet',
     _CLOSING: 'not told: an exit handler, or a thread that has to be joined',
 }
 
+# How an interpreter is asked about those that it has started, and waits for them.
+_SETTLE: Final = """\
+import sys
+interps = sys.modules.get('tractor.spawn._interp')
+if interps is not None:
+    interps.{call}
+"""
+
 _creating: Final = threading.Lock()  # one at a time, 7 ms each
 _live: Final[set[Interp]] = set()
 _quarantined: Final[set[Interp]] = set()
 _guard_state: Final[set[str]] = set()
+
+
+class Driver(threading.Thread):
+    """A thread that no control thread breaks into: another interpreter is at stake."""
+
+    def __init__(self, target: Callable[[], None], name: str) -> None:
+        super().__init__(target=target, name=name, daemon=True)
 
 
 class Interp:
@@ -124,6 +149,8 @@ class Interp:
         self._status: int | None = None
         self._told: int | None = None
         self._told_stack: str | None = None
+        # Where those are stuck that it leaves behind; `None`: it has not told yet.
+        self._left: bytes | None = None
         self._undestroyable = False
         # When what happened; the inside has the same clock.
         self._born = time.monotonic()
@@ -135,9 +162,7 @@ class Interp:
         self._over = threading.Event()
         self._done = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
-        self._thread = threading.Thread(
-            target=self._drive, name=f'tractor-subint {name}', daemon=True
-        )
+        self._thread = Driver(self._drive, f'tractor-subint {name}')
 
     def __repr__(self) -> str:
         state = 'running' if self._status is None else f'status {self._status}'
@@ -147,10 +172,17 @@ class Interp:
         """Create the interpreter and run the actor, in a thread of its own."""
         _refuse_forks()
         order = self._order
-        order['link'], order['control'] = (s.detach() for s in self._given)
+        order['link'], order['control'] = (s.fileno() for s in self._given)
         self._given_fds = [order['link'], order['control']]
         _live.add(self)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except Exception:  # the system has no more threads
+            _live.discard(self)
+            self._over.set()
+            for sock in (*self._given, self._line):
+                sock.close()
+            raise
 
     def poll(self) -> int | None:
         """Return the exit status as a process would have it; `None` while it runs."""
@@ -172,19 +204,22 @@ class Interp:
     def kill(self) -> None:
         """Give it up unless it gets out in time; returns at once."""
         self.terminate()
-        threading.Thread(
-            target=self._give_up, name=f'tractor-subint-stop {self.name}', daemon=True
-        ).start()
+        Driver(self._give_up, f'tractor-subint-stop {self.name}').start()
 
     def join(self, seconds: float) -> bool:
         """Block until it is destroyed; return whether it was in time."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive() and not self._undestroyable
+        end = time.monotonic() + seconds
+        if self._over.wait(max(seconds, 0)):
+            # What is left to do may wait for a lock that a torn thread has kept.
+            self._thread.join(max(end - time.monotonic(), 0))
+        return self._over.is_set() and not self._undestroyable
 
     # -- its thread -------------------------------------------------------------------
 
     def _drive(self) -> None:
         status = 1
+        for sock in self._given:  # the inside has them from here on
+            sock.detach()
         try:
             self.id = _create(self.gil)
             own = self.gil == 'own'
@@ -197,36 +232,52 @@ class Interp:
             self._read_line()
             if crash is None and self._told is not None:
                 status = self._told
+            self._settle()
         except _interpreters.InterpreterError as err:
             log.error('cannot run an interpreter for actor %r: %s', self.name, err)
         finally:
             self._end(status)
 
+    def _settle(self) -> None:
+        """See to it that no interpreter is left that this one has started."""
+        left = self._left
+        if left is None:  # it broke off before it could tell
+            call = f'check_all({LEFT_TIME})'
+            crash = _interpreters.exec(self.id, _SETTLE.format(call=call))
+            left = b'' if crash is None else crash.errdisplay.encode()
+        if not left:
+            return
+        self._cut_off(_ABOVE, left.decode(errors='ignore'))
+        if _interpreters.exec(self.id, _SETTLE.format(call='outlast_all()')):
+            self._undestroyable = True
+
     def _end(self, status: int) -> None:
-        if self.id is not None and not self._undestroyable:
-            try:
+        try:
+            if self.id is not None and not self._undestroyable:
                 _interpreters.destroy(self.id)
-            except _interpreters.InterpreterError as err:
-                log.error('%r cannot be destroyed: %s', self, err)
-                self._undestroyable = True
-        for fd, inode in zip(self._given_fds, self._inodes, strict=True):
-            _close_if_still(fd, inode)
-        with self._lock:
-            if self._undestroyable:
-                _quarantine(self)
-            else:
-                _quarantined.discard(self)
-            _live.discard(self)
-            self._line.close()
-            self._over.set()
-            if self.stuck is None:
-                self._finish(status)
+        except _interpreters.InterpreterError as err:
+            log.error('%r cannot be destroyed: %s', self, err)
+            self._undestroyable = True
+            self._cut_off(_CLOSING, str(err))
+        finally:
+            for fd, inode in zip(self._given_fds, self._inodes, strict=True):
+                _close_if_still(fd, inode)
+            with self._lock:
+                if self._undestroyable:
+                    _quarantine(self)
+                else:
+                    _quarantined.discard(self)
+                _live.discard(self)
+                self._line.close()
+                self._over.set()
+                if self.stuck is None:
+                    self._finish(status)
 
     def _finish(self, status: int) -> None:
         self._status = status
         try:
             self._token.run_sync_soon(self._done.set)
-        except trio.RunFinishedError:
+        except (trio.RunFinishedError, OSError):  # or it has been torn apart
             log.runtime('%r outlived the trio run that had started it', self)
 
     # -- the control line -------------------------------------------------------------
@@ -263,7 +314,7 @@ class Interp:
             case 'ready':
                 (self._ready,) = told
             case 'ended':
-                self._told, self._undestroyable = told
+                self._told, self._left = told
             case 'refused':
                 served, refused, by_any = told
                 self.refusal = served, refused, by_any
@@ -281,11 +332,11 @@ class Interp:
             while not self._over.is_set():
                 left = self._deadline() - time.monotonic()
                 if left <= 0:
-                    self._ask_where()
+                    self.ask_where()
                     return
                 self._hear(left)
         finally:  # somebody waits for it, whatever has failed here
-            self._cut_off()
+            self._cut_off(self._why(), self.where())
 
     def _deadline(self) -> float:
         """Return until when it may still get out by itself."""
@@ -298,7 +349,9 @@ class Interp:
             return max(self._ready, ordered) + DEAF_TIME
         return self._born + BOOT_TIME
 
-    def _ask_where(self) -> None:
+    def ask_where(self) -> None:
+        """Have it tell its stack and close what it can; blocks for a short time."""
+        self._read_line()
         if self._ready is None or self._closed is not None:
             return
         self._send(REPORT)
@@ -309,17 +362,23 @@ class Interp:
                 return
             self._hear(left)
 
-    def _cut_off(self) -> None:
+    def where(self) -> str:
+        """Return where it is stuck, as far as that was told."""
+        if self.stuck is not None:
+            return self.stuck[0]
+        return self._told_stack or _NO_STACK[self._why()]
+
+    def _why(self) -> str:
+        if self._closed is not None:
+            return _CLOSING
+        return _STUCK if self._ready is not None else _STARTING
+
+    def _cut_off(self, why: str, stack: str) -> None:
         """Wake who waits for it, unless that was done."""
         with self._lock:
             if self._over.is_set() or self.stuck is not None:
                 return
-            why = _STUCK
-            if self._closed is not None:
-                why = _CLOSING
-            elif self._ready is None:
-                why = _STARTING
-            self.stuck = self._told_stack or _NO_STACK[why], why
+            self.stuck = stack, why
             _quarantine(self)
             try:
                 self._link.shutdown(socket.SHUT_RDWR)
@@ -362,7 +421,7 @@ def _close_if_still(fd: int, inode: int) -> None:
 
 def quarantined() -> list[str]:
     """Return the names of actors whose interpreters were given up and still run."""
-    return sorted(interp.name for interp in _quarantined)
+    return sorted(interp.name for interp in list(_quarantined))
 
 
 def is_main_interpreter() -> bool:
@@ -391,20 +450,49 @@ def _leave_with_report() -> None:
     os._exit(1)
 
 
-def end_all(seconds: float) -> bool:
+def end_all(seconds: float) -> dict[str, str]:
     """
     End the interpreters that this one has started; blocks.
 
     Args:
-        seconds: For all of them together.
+        seconds: For all of them together; those that are left get some more to tell.
     Returns:
-        Whether all are destroyed.
+        Where those are stuck that are not destroyed, by their names.
     """
     end = time.monotonic() + seconds
     for interp in list(_live):
         interp.terminate()
-    left = [i for i in list(_live) if not i.join(max(end - time.monotonic(), 0))]
-    return not left and not _quarantined
+    left = [i for i in list(_live) if not i.join(end - time.monotonic())]
+    for interp in left:
+        interp.ask_where()
+    # It closes their sockets, too, which may have helped.
+    left += [interp for interp in list(_quarantined) if interp not in left]
+    return {i.name: i.where() for i in left if not i.join(0)}
+
+
+def check_all(seconds: float) -> None:
+    """
+    End the interpreters that this one has started; blocks.
+
+    Raises:
+        RuntimeFailure: Some are left; the text tells where they are stuck.
+    """
+    if left := end_all(seconds):
+        raise RuntimeFailure(tell_left(left))
+
+
+def tell_left(left: dict[str, str]) -> str:
+    """Return the names and the stacks of actors, as `end_all()` has them."""
+    parts = (f'actor {name!r}:\n{where[-MAX_LEFT:]}' for name, where in left.items())
+    return '\n'.join(parts)
+
+
+def outlast_all() -> None:
+    """Wait, for ever if need be, until all that this one has started are destroyed."""
+    for interp in {*_live, *_quarantined}:
+        while not interp.join(threading.TIMEOUT_MAX):
+            if interp._undestroyable:
+                raise RuntimeFailure(f'{interp!r} is there for good')
 
 
 def _refuse_forks() -> None:
@@ -414,9 +502,15 @@ def _refuse_forks() -> None:
         sys.addaudithook(_audit)
 
 
+def _alive() -> list[str]:
+    """Return the names of actors whose interpreters are there; threads change them."""
+    there = {*list(_live), *list(_quarantined)}
+    return sorted(repr(interp.name) for interp in there)
+
+
 def _audit(event: str, args: tuple[Any, ...]) -> None:
-    if event in ('os.fork', 'os.forkpty') and _live:
-        names = ', '.join(sorted(repr(interp.name) for interp in _live))
+    if event in ('os.fork', 'os.forkpty') and (there := _alive()):
+        names = ', '.join(there)
         raise RuntimeFailure(
             f'{event}() is refused while actors live in sub-interpreters ({names}): '
             'the forked process would crash; use subprocess, or the process backends'

@@ -3,10 +3,11 @@ The inside of a sub-interpreter that runs an actor: its main, and how it is stop
 
 `Control` is a thread parked on the control line.  On the order to break in it raises
 `Stopped` in every thread of this interpreter, again and again, since code may swallow
-it, until the actor's thread is out of its guard.  The first time it leaves the actor
-some time to unwind in order.  What sits in a blocking C call is not reached: then the
-control thread tells the stack, and closes every socket of this interpreter, which
-wakes many such calls.
+it, until the actor has ended.  The first time it leaves the actor some time to unwind
+in order.  From then on the actor's thread is left alone, like those that drive other
+interpreters at any time: what they have begun has to be done whole.  What sits in a
+blocking C call is not reached: then the control thread tells the stack, and closes
+every socket of this interpreter, which wakes many such calls.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from types import FrameType
 from typing import Any, Final
 
 import _interpreters  # type: ignore[import-not-found]
@@ -52,6 +54,7 @@ REPEAT: Final = 10  # milliseconds between those
 POLL: Final = 0.0005  # seconds between two looks at whether the control thread is over
 SLICE: Final = 0.02  # seconds that a `time.sleep()` cannot be broken into
 CHILDREN: Final = 2.0  # seconds for interpreters that this one has started
+BROKEN: Final = 1.0  # the same, if this one is broken into, and so has less itself
 WORKERS: Final = 0.5  # seconds for idle worker threads to notice that they are
 IDLE_WORKER: Final = 0.05  # seconds after which they do
 MAX_STACK: Final = 16 * 1024  # bytes of a stack that are told
@@ -98,7 +101,9 @@ class Control:
     def __init__(self, fd: int) -> None:
         self.broken = False
         self._ident = 0
-        self._over = False
+        self._over = True
+        self._raises = False
+        self._spares_actor = False
         self.wake: Callable[[], None] | None = None
         self._line = socket.socket(fileno=fd)
         self._disarmed = False
@@ -107,7 +112,12 @@ class Control:
 
     def start(self) -> None:
         """Start the thread."""
-        _thread.start_new_thread(self._run, ())
+        self._over = False
+        try:
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError:  # there is none, and nobody need wait for it
+            self._over = True
+            raise
 
     def _run(self) -> None:
         self._ident = _thread.get_ident()
@@ -135,40 +145,77 @@ class Control:
                 pause = REPEAT
             self._break_in()
 
-    def guard(self, *stages: Callable[[], None]) -> None:
-        """Run one stage after the other; `Stopped` ends one and goes on to the next."""
-        left = list(stages)
+    def guard(self, act: Callable[[], None], settle: Callable[[], None]) -> None:
+        """
+        Start the thread, run the actor, and settle what it leaves.
+
+        `Stopped` ends the actor, not what comes then: at worst that begins again.
+        """
+        left = [self.start, act]
         while True:
+            # It may arrive where the handler of another one just ends, hence two.
             try:
-                while left:
-                    left.pop(0)()
-                self._disarm()
+                self._pass_through(left)
+                self._spare_actor()
+                settle()
                 return
             except Stopped:
                 continue
 
-    def _disarm(self) -> None:
-        """End the thread, and with it what it raises; may itself be broken into."""
+    def _pass_through(self, stages: list[Callable[[], None]]) -> None:
+        while True:
+            try:
+                while stages:
+                    stages.pop(0)()
+                return
+            except Stopped:
+                continue
+
+    def _spare_actor(self) -> None:
+        """Raise nothing more in the actor's thread; may itself be broken into."""
+        self._spares_actor = True
+        while self._raises:
+            _nap(POLL)
+        self._raise_in(ctypes.c_ulong(self._actor_thread), None)  # one on its way
+
+    def disarm(self) -> None:
+        """End the thread, and with it what it raises elsewhere."""
         self._disarmed = True
         self._line.shutdown(socket.SHUT_RD)
         while not self._over:
             _nap(POLL)
-        self._raise_in(ctypes.c_ulong(self._actor_thread), None)  # one on its way
 
     def _break_in(self) -> None:
         if not self.broken:
             self.broken = True
             self.tell('breaking', time.monotonic())
-            # What is torn apart from here on has nothing more to say.
-            logging.disable()
-            warnings.simplefilter('ignore')
-            sys.unraisablehook = _say_nothing
-        for ident in sys._current_frames():
-            if ident != self._ident and not self._disarmed:
+            self._silence()
+        self._raises = True
+        for ident in self._victims():
+            spared = self._spares_actor and ident == self._actor_thread
+            if not (spared or self._disarmed):
                 self._raise_in(ctypes.c_ulong(ident), ctypes.py_object(Stopped))
+        self._raises = False
         if self.wake is not None:
             with suppress(OSError):  # there is no loop any more
                 self.wake()
+
+    def _silence(self) -> None:
+        """What is torn apart from here on has nothing more to say."""
+        # The functions for all this take locks.
+        logging.Logger.isEnabledFor = _say_no  # type: ignore[assignment,method-assign]
+        warnings._showwarnmsg = _say_nothing  # type: ignore[attr-defined]
+        threading.excepthook = sys.unraisablehook = _say_nothing
+
+    def _victims(self) -> list[int]:
+        """Return the threads of this interpreter that may be broken into."""
+        # Only the very first frame tells for sure, from the first moment on.
+        driver = getattr(sys.modules.get('tractor.spawn._interp'), 'Driver', ())
+        return [
+            ident
+            for ident, frame in sys._current_frames().items()
+            if ident != self._ident and not isinstance(_thread_of(frame), driver)
+        ]
 
     def _report(self) -> None:
         frame = sys._current_frames().get(self._actor_thread)
@@ -193,6 +240,18 @@ class Control:
 
 def _say_nothing(unraisable: object) -> None:
     """Drop what finalizers of abandoned frames complain about."""
+
+
+def _say_no(logger: logging.Logger, level: int) -> bool:
+    """Enable no record."""
+    return False
+
+
+def _thread_of(frame: FrameType) -> object:
+    """Return the `Thread` that began with the first of a thread's frames."""
+    while frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_locals.get('self')
 
 
 def is_pair(sock: socket.socket) -> bool:
@@ -239,7 +298,7 @@ class Run:
         self._order = order
         self._control = control
         self._link = socket.socket(fileno=order['link'])
-        self._undestroyable = False
+        self._left: bytes | None = None
 
     def actor(self) -> None:
         """Be the actor to its end."""
@@ -313,7 +372,11 @@ class Run:
         """Wait for what has to be gone before the interpreter can be destroyed."""
         interps = sys.modules.get('tractor.spawn._interp')
         if interps is not None:
-            self._undestroyable = not interps.end_all(CHILDREN)
+            limit = BROKEN if self._control.broken else CHILDREN
+            left = interps.tell_left(interps.end_all(limit))
+            self._left = left.encode(errors='backslashreplace')[:MAX_STACK]
+        else:
+            self._left = b''
         for module, helper in _MP_HELPERS:
             # A process would leave them to init; here they would stay as zombies.
             found = getattr(sys.modules.get(module), helper, None)
@@ -336,7 +399,7 @@ class Run:
                 stream.flush()
         logging.shutdown()
         gc.unfreeze()  # else the end of the interpreter would free nothing
-        self._control.tell('ended', self.status, self._undestroyable)
+        self._control.tell('ended', self.status, self._left)
         self._control.close()
 
 
@@ -373,6 +436,8 @@ def main(order: dict[str, Any]) -> None:
     time.sleep = _sliced(time.sleep)
     cache: Any = importlib.import_module('trio._core._thread_cache')
     cache.IDLE_TIMEOUT = IDLE_WORKER  # an interpreter with threads is not destroyed
-    # Inside of its own guard: an order may have come already.
-    control.guard(control.start, run.actor, run.settle)
-    run.close()
+    try:
+        control.guard(run.actor, run.settle)
+    finally:
+        control.disarm()
+        run.close()

@@ -121,14 +121,19 @@ def _start(parent: Actor, subactor: Actor, parent_addr: Any, gil: Gil) -> Interp
     ours, childs = socket.socketpair()
     order = {
         'path': [os.fspath(entry) for entry in sys.path],
-        'argv': list(sys.argv),
+        'argv': [str(arg) for arg in sys.argv],
         'uid': tuple(subactor.aid.uid),
         'loglevel': subactor.loglevel,
         'modules': dict(subactor.enable_modules),
         'main': dict(subactor._parent_main_data),
         'parent_addr': tuple(parent_addr),
     }
-    interp = Interp(subactor.aid.name, order, gil, ours, childs)
+    try:
+        interp = Interp(subactor.aid.name, order, gil, ours, childs)
+        interp.start()
+    except Exception:
+        ours.close()
+        childs.close()
+        raise
     server.adopt(Channel(LinkStream(ours)))
-    interp.start()
     return interp
