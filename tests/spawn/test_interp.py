@@ -228,7 +228,7 @@ def test_a_stack_that_is_too_long_to_be_told_is_cut(
 
 
 PROGRAM: Final = """
-    import os, select, sys, trio, tractor
+    import atexit, os, select, sys, threading, trio, tractor
 
     @tractor.context
     async def block_on(ctx: tractor.Context, fd: int) -> None:
@@ -237,23 +237,29 @@ PROGRAM: Final = """
 
     async def main():
         read, write = os.pipe()
-        async with tractor.open_nursery(start_method='subint') as an:
+        async with tractor.open_nursery(
+            registry_addrs=[ADDR], start_method='subint'
+        ) as an:
             portal = await an.start_actor('stuck', enable_modules=[__name__])
             async with portal.open_context(block_on, fd=read):
                 await an.cancel()
 
     if __name__ == '__main__':
+        atexit.register(print, 'handler')
         try:
             trio.run(main)
         except tractor._exceptions.ActorUnkillable:
             print('caught')
+        atexit.register(print, 'late handler')
+        ended = threading.main_thread().join
+        threading.Thread(target=lambda: (ended(), print('thread'))).start()
 """
 
 
-def test_a_process_with_a_stuck_actor_still_ends(tmp_path: Any) -> None:
+def test_a_process_with_a_stuck_actor_still_ends(tmp_path: Any, reg_addr: Any) -> None:
     """At its end it tells which actor, and its status is not that of a success."""
     script = tmp_path / 'program.py'
-    script.write_text(textwrap.dedent(PROGRAM))
+    script.write_text(textwrap.dedent(PROGRAM).replace('ADDR', repr(reg_addr)))
     done = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,
@@ -264,6 +270,7 @@ def test_a_process_with_a_stuck_actor_still_ends(tmp_path: Any) -> None:
         env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
     )
     assert done.returncode == 1, done.stderr
-    assert done.stdout == 'caught\n', done.stderr
+    told = ['caught', 'thread', 'late handler', 'handler']
+    assert done.stdout.splitlines() == told, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last == "tractor: actors that could not be stopped: 'stuck'"

@@ -23,6 +23,7 @@ Needs CPython 3.14 and its private `_interpreters`, since the public
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import marshal
 import os
@@ -33,6 +34,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 import _interpreters  # type: ignore[import-not-found]
@@ -95,7 +97,7 @@ if interps is not None:
 _creating: Final = threading.Lock()  # one at a time, 7 ms each
 _live: Final[set[Interp]] = set()
 _quarantined: Final[set[Interp]] = set()
-_guard_state: Final[set[str]] = set()
+_guards: Final[list[Any]] = []
 
 
 class Driver(threading.Thread):
@@ -170,7 +172,7 @@ class Interp:
 
     def start(self) -> None:
         """Create the interpreter and run the actor, in a thread of its own."""
-        _refuse_forks()
+        _guard_process()
         order = self._order
         order['link'], order['control'] = (s.fileno() for s in self._given)
         self._given_fds = [order['link'], order['control']]
@@ -264,7 +266,7 @@ class Interp:
                 _close_if_still(fd, inode)
             with self._lock:
                 if self._undestroyable:
-                    _quarantine(self)
+                    _quarantined.add(self)
                 else:
                     _quarantined.discard(self)
                 _live.discard(self)
@@ -379,7 +381,7 @@ class Interp:
             if self._over.is_set() or self.stuck is not None:
                 return
             self.stuck = stack, why
-            _quarantine(self)
+            _quarantined.add(self)
             try:
                 self._link.shutdown(socket.SHUT_RDWR)
             except OSError as err:
@@ -429,24 +431,28 @@ def is_main_interpreter() -> bool:
     return bool(_interpreters.get_current()[0] == _interpreters.get_main()[0])
 
 
-def _quarantine(interp: Interp) -> None:
-    _quarantined.add(interp)
-    if is_main_interpreter() and 'exit' not in _guard_state:
-        _guard_state.add('exit')
-        atexit.register(_leave_with_report)
-
-
 def _leave_with_report() -> None:
-    """End the process although a thread is stuck; finalization could wait for it."""
+    """
+    End the process although a thread is stuck; finalization could wait for it.
+
+    The last of what finalization calls before it joins threads.  Does the rest of what
+    a program can rely on: threads are joined, and exit handlers run, once.
+    """
     if not _quarantined:
         return
-    atexit.unregister(_leave_with_report)
+    main = threading.main_thread()
+    main._os_thread_handle._set_done()  # type: ignore[attr-defined]  # some join it
+    _thread._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    names = ', '.join(map(repr, quarantined()))
+    if not _quarantined:  # meanwhile it came back
+        return
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    os.write(2, f'tractor: actors that could not be stopped: {names}\n'.encode())
+        with suppress(OSError, ValueError):  # the other end is closed, or this one
+            if stream is not None:
+                stream.flush()
+    names = ', '.join(map(repr, quarantined()))
+    with suppress(OSError):
+        os.write(2, f'tractor: actors that could not be stopped: {names}\n'.encode())
     os._exit(1)
 
 
@@ -495,11 +501,15 @@ def outlast_all() -> None:
                 raise RuntimeFailure(f'{interp!r} is there for good')
 
 
-def _refuse_forks() -> None:
-    """From now on `os.fork()` is an error while an interpreter lives."""
-    if 'fork' not in _guard_state:
-        _guard_state.add('fork')
-        sys.addaudithook(_audit)
+def _guard_process() -> None:
+    """From now on it forks only, and ends as usual only, without an interpreter."""
+    if _guards:
+        return
+    _guards.append(_audit)
+    sys.addaudithook(_audit)
+    if is_main_interpreter():
+        # What is first here is called last.
+        threading._threading_atexits.insert(0, _leave_with_report)  # type: ignore[attr-defined]
 
 
 def _alive() -> list[str]:
