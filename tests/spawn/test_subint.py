@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -358,9 +359,13 @@ def test_forking_is_refused_while_one_lives(subint_root: Any) -> None:
                 portal = await an.start_actor('kid', enable_modules=[__name__])
                 with pytest.raises(RuntimeError, match=r"fork.* is refused.*'kid'"):
                     os.fork()
+                with pytest.raises(RuntimeError, match=r"preexec_fn.* refused.*'kid'"):
+                    await trio.run_process(['true'], preexec_fn=len)
+                await trio.run_process(['true'])
                 await portal.cancel_actor()
 
     trio.run(main)
+    subprocess.run(['true'], preexec_fn=os.getpid, check=True)
     pid = os.fork()
     if pid == 0:
         os._exit(7)

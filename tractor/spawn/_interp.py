@@ -30,6 +30,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -98,6 +99,7 @@ _creating: Final = threading.Lock()  # one at a time, 7 ms each
 _live: Final[set[Interp]] = set()
 _quarantined: Final[set[Interp]] = set()
 _guards: Final[list[Any]] = []
+_fork_exec: Final = subprocess._fork_exec  # type: ignore[attr-defined]
 
 
 class Driver(threading.Thread):
@@ -507,6 +509,8 @@ def _guard_process() -> None:
         return
     _guards.append(_audit)
     sys.addaudithook(_audit)
+    # Forks as well, for a function to run in the new process, and tells nobody.
+    subprocess._fork_exec = _guarded_fork_exec  # type: ignore[attr-defined]
     if is_main_interpreter():
         # What is first here is called last.
         threading._threading_atexits.insert(0, _leave_with_report)  # type: ignore[attr-defined]
@@ -519,9 +523,21 @@ def _alive() -> list[str]:
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
-    if event in ('os.fork', 'os.forkpty') and (there := _alive()):
-        names = ', '.join(there)
+    if event in ('os.fork', 'os.forkpty'):
+        _refuse_fork(f'{event}()')
+
+
+def _guarded_fork_exec(*args: Any) -> int:
+    if args[-1] is not None:
+        _refuse_fork('subprocess with a `preexec_fn`')
+    pid: int = _fork_exec(*args)
+    return pid
+
+
+def _refuse_fork(what: str) -> None:
+    if names := ', '.join(_alive()):
         raise RuntimeFailure(
-            f'{event}() is refused while actors live in sub-interpreters ({names}): '
-            'the forked process would crash; use subprocess, or the process backends'
+            f'{what} is refused while actors live in sub-interpreters ({names}): the '
+            'forked process would crash; use subprocess without a `preexec_fn`, or the '
+            'process backends'
         )
