@@ -299,10 +299,14 @@ ANY: Final = (
 
 @needs_subint
 def test_a_refusing_module_shares_the_gil(
-    subint_root: Any, refusing: Path, caplog: pytest.LogCaptureFixture
+    subint_root: Any,
+    refusing: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Mode `auto` starts the actor again, with one warning that names the module."""
     write_module(refusing, 'grumpy_auto', OWN_ONLY)
+    monkeypatch.setattr(_subint, '_warned', set())
 
     async def main() -> None:
         with trio.fail_after(DEADLINE):
@@ -312,10 +316,12 @@ def test_a_refusing_module_shares_the_gil(
                 await portal.cancel_actor()
 
     with caplog.at_level('WARNING', logger='tractor'):
-        trio.run(main)
+        with pytest.warns(RuntimeWarning, match="'x', which 'grumpy_auto' needs"):
+            trio.run(main)
     told = [r.getMessage() for r in caplog.records if 'grumpy_auto' in r.getMessage()]
     assert len(told) == 1
     assert "actor 'kid' runs on the GIL of the main interpreter" in told[0]
+    trio.run(main)  # without another warning: these are errors here
 
 
 @needs_subint

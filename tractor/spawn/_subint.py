@@ -12,6 +12,7 @@ import os
 import platform
 import socket
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -36,6 +37,8 @@ _MODES: Final[dict[str, tuple[Gil, ...]]] = {
     'own': ('own',),
     'shared': ('shared',),
 }
+
+_warned: Final[set[str]] = set()  # modules, each told once per process
 
 
 def unavailable() -> str | None:
@@ -88,26 +91,40 @@ async def subint_proc(
             refusal = launched[-1].refusal if launched else None
             if refusal is None:
                 raise
-            served, refused, by_any = refusal
-            if by_any or gil == 'shared':
-                raise ActorFailure(
-                    f'actor {name!r} cannot serve {served!r} in a sub-interpreter: '
-                    f'{refused!r} can be loaded once per process only; use a process '
-                    "backend: start_method='trio'"
-                ) from err
-            if mode == 'own':
-                raise ActorFailure(
-                    f'actor {name!r} cannot serve {served!r} on a GIL of its own: '
-                    f"{refused!r} refuses to be loaded there; use gil='shared', or a "
-                    "process backend: start_method='trio'"
-                ) from err
-            log.warning(
-                'actor %r runs on the GIL of the main interpreter: %r, which %r needs, '
-                'refuses to be loaded on another one',
-                name,
-                refused,
-                served,
-            )
+            if failure := _judge(subactor, gil, mode, *refusal):
+                raise failure from err
+
+
+def _judge(
+    subactor: Actor, gil: Gil, mode: str, served: str, refused: str, by_any: bool
+) -> ActorFailure | None:
+    """Return what a refusal means for the caller; if nothing, warn of what follows."""
+    name = subactor.aid.name
+    does, way_out = 'serve', ''
+    if served == '__main__' and served not in subactor.enable_modules:
+        does, way_out = "run its parent's", 'inherit_parent_main=False, '
+    if by_any or gil == 'shared':
+        return ActorFailure(
+            f'actor {name!r} cannot {does} {served!r} in a sub-interpreter: '
+            f'{refused!r} can be loaded once per process only; use {way_out}a process '
+            "backend: start_method='trio'"
+        )
+    if mode == 'own':
+        return ActorFailure(
+            f'actor {name!r} cannot {does} {served!r} on a GIL of its own: {refused!r} '
+            f"refuses to be loaded there; use {way_out}gil='shared', or a process "
+            "backend: start_method='trio'"
+        )
+    text = (
+        f'actor {name!r} runs on the GIL of the main interpreter: {refused!r}, which '
+        f'{served!r} needs, refuses to be loaded on another one; '
+        f"use {way_out}gil='shared' if that is fine, or a process backend"
+    )
+    log.warning('%s', text)
+    if refused not in _warned:
+        _warned.add(refused)
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return None
 
 
 def _start(parent: Actor, subactor: Actor, parent_addr: Any, gil: Gil) -> Interp:
