@@ -18,6 +18,7 @@ import atexit  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
+from contextlib import suppress  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
 
 from .runtime._runtime import Actor  # noqa: E402
@@ -75,8 +76,9 @@ def leave() -> NoReturn:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
+        with suppress(OSError, ValueError):  # its other end is closed, or it is
+            if stream is not None:
+                stream.flush()
     os._exit(0)
 
 

@@ -149,7 +149,7 @@ class Interp:
         )
         # The inside closes both; what it could not close is found by its inode.
         self._given = [childs, self._childs_line]
-        self._inodes = [os.fstat(s.fileno()).st_ino for s in self._given]
+        self._inodes = [_inode(sock.fileno()) for sock in self._given]
         self._status: int | None = None
         self._told: int | None = None
         self._told_stack: str | None = None
@@ -414,10 +414,15 @@ def _create(gil: Gil) -> int:
     return interp
 
 
-def _close_if_still(fd: int, inode: int) -> None:
+def _inode(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def _close_if_still(fd: int, inode: tuple[int, int]) -> None:
     """Close a descriptor unless its number is somebody else's by now."""
     try:
-        if os.fstat(fd).st_ino == inode:
+        if _inode(fd) == inode:
             os.close(fd)
     except OSError:  # closed, as it should be
         return

@@ -16,6 +16,7 @@ import _thread
 import ctypes
 import gc
 import importlib
+import linecache
 import logging
 import marshal
 import os
@@ -45,6 +46,7 @@ from ..ipc._link import LinkStream
 from ..runtime import _state
 from ..runtime._boot import async_main
 from ..runtime._runtime import Actor
+from ..trionics._beg import strip
 from ..trionics.patches import apply_all
 
 log = _log.get_logger()
@@ -73,7 +75,8 @@ _REFUSED_ANYWHERE: Final = re.compile(
     r'do(es)? not (yet )?support subinterpreters',
     re.IGNORECASE,
 )
-
+_NAMED: Final = re.compile(r'module (\S+) does not support loading in subinterpreters')
+_IMPORT: Final = re.compile(r'\s*(?:import|from)\s+(\w+)')
 
 _nap: Final = time.sleep  # before it is cut into slices
 _SOCKETS: Final = (socket.socket, ssl.SSLSocket)
@@ -311,9 +314,13 @@ class Run:
             self.status = code if isinstance(code, int) else int(code is not None)
             if isinstance(code, str):
                 sys.stderr.write(f'{code}\n')
-        except BaseException:
+        except BaseException as err:
             if self._control.broken:  # trio's own words for what `Stopped` did to it
                 raise Stopped from None
+            if isinstance(strip(err), KeyboardInterrupt):  # as in a process
+                self.status = 0
+                log.cancel('interrupted')
+                return
             traceback.print_exc()
 
     def _serve(self) -> None:
@@ -321,7 +328,7 @@ class Run:
         name, uuid = order['uid']
         _state.adopt_interpreter(_interpreters.get_current()[0])
         apply_all()
-        actor = Actor(name=name, uuid=uuid, loglevel=order['loglevel'])
+        actor = _OnceLoaded(name=name, uuid=uuid, loglevel=order['loglevel'])
         actor.enable_modules = order['modules']
         actor._parent_main_data = order['main']
         if self._is_refused(actor):
@@ -357,13 +364,11 @@ class Run:
         except ImportError as err:
             text = str(err)
             by_any = bool(_REFUSED_ANYWHERE.search(text))
-            if not by_any and not _REFUSED_HERE.search(text):
-                log.runtime('importing failed, the parent will be told: %r', err)
-                return False
-            missing = (name for name in actor.enable_modules if name not in sys.modules)
-            served = next(missing, '__main__')
-            self._control.tell('refused', served, _importer(err) or text, by_any)
-            return True
+            if by_any or _REFUSED_HERE.search(text):
+                served = _served(err, actor)
+                self._control.tell('refused', served, _refusing(err), by_any)
+                return True
+            log.runtime('importing failed, the parent will be told: %r', err)
         except Exception as err:
             log.runtime('importing failed, the parent will be told: %r', err)
         return False
@@ -390,28 +395,65 @@ class Run:
 
     def close(self) -> None:
         """Leave nothing open, and tell the parent how it went."""
-        if self._control.broken:
-            self.status = -15  # as a process that SIGTERM ended
-            close_sockets(lambda sock: sock is self._control._line)
-        self._link.close()
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-        logging.shutdown()
-        gc.unfreeze()  # else the end of the interpreter would free nothing
-        self._control.tell('ended', self.status, self._left)
-        self._control.close()
+        try:
+            if self._control.broken:
+                self.status = -15  # as a process that SIGTERM ended
+                close_sockets(lambda sock: sock is self._control._line)
+            self._link.close()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):  # its other end is closed, or it is
+                    if stream is not None:
+                        stream.flush()
+            logging.shutdown()
+        finally:
+            gc.unfreeze()  # else the end of the interpreter would free nothing
+            self._control.tell('ended', self.status, self._left)
+            self._control.close()
 
 
-def _importer(err: ImportError) -> str | None:
-    """Return the package whose import of its own extension failed."""
+class _OnceLoaded(Actor):
+    """Does not import twice what has failed: a module may have done half its work."""
+
+    _load_error: Exception | None = None
+
+    def load_modules(self) -> None:
+        """Import what this actor serves, or raise what that had raised."""
+        if self._load_error is not None:
+            raise self._load_error
+        try:
+            super().load_modules()
+        except Exception as err:
+            self._load_error = err
+            raise
+
+
+def _served(err: ImportError, actor: Actor) -> str:
+    """Return which of the modules that it loads an actor has failed to load."""
+    fixup: Any = sys.modules.get('tractor.spawn._mp_fixup_main')
+    frames = [frame for frame, _ in traceback.walk_tb(err.__traceback__)]
+    if fixup and any(frame.f_code is fixup.replay.__code__ for frame in frames):
+        return '__main__'
+    missing = (name for name in actor.enable_modules if name not in sys.modules)
+    return next(missing, '__main__')
+
+
+def _refusing(err: ImportError) -> str:
+    """Return the package with the extension that cannot be loaded, or the text."""
+    named = _NAMED.search(str(err))
+    name = named[1] if named else err.name or _imported(err)
+    return name.partition('.')[0] if name else str(err)
+
+
+def _imported(err: ImportError) -> str | None:
+    """Return what the innermost code was importing, or else to what it belongs."""
     found = None
-    trace = err.__traceback__
-    while trace is not None:
-        name = trace.tb_frame.f_globals.get('__name__', '')
-        if not name.startswith('importlib.'):
-            found = name.partition('.')[0]
-        trace = trace.tb_next
+    for frame, number in traceback.walk_tb(err.__traceback__):
+        name = frame.f_globals.get('__name__', '').partition('.')[0]
+        if name in ('importlib', 'runpy', 'tractor'):
+            continue
+        line = linecache.getline(frame.f_code.co_filename, number)
+        absolute = _IMPORT.match(line)
+        found = absolute[1] if absolute else name
     return found
 
 
@@ -419,8 +461,10 @@ def _sliced(sleep: Callable[[float], None]) -> Callable[[Any], None]:
     """Return `time.sleep()` in slices, between which it can be stopped."""
 
     def sliced_sleep(seconds: Any, /) -> None:
-        if not isinstance(seconds, int | float) or not seconds > SLICE:
-            sleep(seconds)  # also for what is no number of seconds
+        if not isinstance(seconds, int | float) or not (
+            SLICE < seconds <= threading.TIMEOUT_MAX
+        ):
+            sleep(seconds)  # also for what is no number of seconds, and raises
             return
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
