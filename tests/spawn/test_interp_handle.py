@@ -19,6 +19,8 @@ DEADLINE: Final = 10.0
 if _subint.unavailable() is not None:
     pytest.skip(str(_subint.unavailable()), allow_module_level=True)
 
+import _interpreters  # noqa: E402
+
 from tractor.spawn import _interp, _interp_main  # noqa: E402
 
 type Make = Callable[[], _interp.Interp]
@@ -161,6 +163,41 @@ def test_a_thread_that_cannot_be_started_leaves_nothing(
             assert sock.fileno() == -1
 
     trio.run(main)
+
+
+def test_what_broke_off_is_not_destroyed_over_what_it_left(
+    handle: Make, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not tell that it had settled: it is asked, and stays if it fails."""
+    boot = """
+import sys, types
+def check_all(seconds):
+    raise LookupError('somebody is left')
+sys.modules['tractor.spawn._interp'] = types.SimpleNamespace(
+    check_all=check_all, outlast_all={outlast}
+)
+raise SystemExit('broken off')
+"""
+
+    async def main(outlast: str) -> _interp.Interp:
+        monkeypatch.setattr(_interp, '_BOOT', boot.format(outlast=outlast))
+        interp = handle()
+        interp.start()
+        with trio.fail_after(DEADLINE):
+            await interp.wait()
+        assert interp.stuck is not None
+        assert 'actors below it' in interp.stuck[1]
+        assert 'somebody is left' in interp.stuck[0]
+        interp._thread.join(DEADLINE)
+        return interp
+
+    assert not trio.run(main, 'lambda: None')._exists
+    stays = trio.run(main, 'lambda: 1 / 0')
+    assert stays._exists
+    assert not stays.join(0)
+    assert _interp.end_all(0).keys() == {'kid'}
+    _interpreters.destroy(stays.id)
+    assert 'broken off' in capfd.readouterr().err
 
 
 def test_threads_that_drive_interpreters_are_no_victims() -> None:

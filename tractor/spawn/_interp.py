@@ -155,7 +155,7 @@ class Interp:
         self._told_stack: str | None = None
         # Where those are stuck that it leaves behind; `None`: it has not told yet.
         self._left: bytes | None = None
-        self._undestroyable = False
+        self._exists = False
         # When what happened; the inside has the same clock.
         self._born = time.monotonic()
         self._ready: float | None = None
@@ -216,7 +216,7 @@ class Interp:
         if self._over.wait(max(seconds, 0)):
             # What is left to do may wait for a lock that a torn thread has kept.
             self._thread.join(max(end - time.monotonic(), 0))
-        return self._over.is_set() and not self._undestroyable
+        return self._over.is_set() and not self._exists
 
     # -- its thread -------------------------------------------------------------------
 
@@ -226,21 +226,25 @@ class Interp:
             sock.detach()
         try:
             self.id = _create(self.gil)
-            own = self.gil == 'own'
-            source = _BOOT.format(
-                order=self._order, hide=_HIDE if own else '', show=_SHOW if own else ''
-            )
-            crash = _interpreters.exec(self.id, source)
-            if crash is not None:
-                sys.stderr.write(f'{crash.errdisplay}\n')
-            self._read_line()
-            if crash is None and self._told is not None:
-                status = self._told
-            self._settle()
+            self._exists = True
+            status = self._run(self.id)
         except _interpreters.InterpreterError as err:
             log.error('cannot run an interpreter for actor %r: %s', self.name, err)
         finally:
             self._end(status)
+
+    def _run(self, number: int) -> int:
+        own = self.gil == 'own'
+        source = _BOOT.format(
+            order=self._order, hide=_HIDE if own else '', show=_SHOW if own else ''
+        )
+        crash = _interpreters.exec(number, source)
+        self._read_line()
+        if crash is None and self._told is not None:
+            return self._told
+        if crash is not None and sys.stderr is not None:
+            sys.stderr.write(f'{crash.errdisplay}\n')
+        return 1
 
     def _settle(self) -> None:
         """See to it that no interpreter is left that this one has started."""
@@ -248,26 +252,28 @@ class Interp:
         if left is None:  # it broke off before it could tell
             call = f'check_all({LEFT_TIME})'
             crash = _interpreters.exec(self.id, _SETTLE.format(call=call))
-            left = b'' if crash is None else crash.errdisplay.encode()
+            left = b'' if crash is None else str(crash.errdisplay).encode()
         if not left:
             return
         self._cut_off(_ABOVE, left.decode(errors='ignore'))
-        if _interpreters.exec(self.id, _SETTLE.format(call='outlast_all()')):
-            self._undestroyable = True
+        crash = _interpreters.exec(self.id, _SETTLE.format(call='outlast_all()'))
+        if crash is not None:
+            raise _interpreters.InterpreterError('another one below it is there')
 
     def _end(self, status: int) -> None:
         try:
-            if self.id is not None and not self._undestroyable:
+            if self._exists:
+                self._settle()
                 _interpreters.destroy(self.id)
+                self._exists = False
         except _interpreters.InterpreterError as err:
             log.error('%r cannot be destroyed: %s', self, err)
-            self._undestroyable = True
             self._cut_off(_CLOSING, str(err))
         finally:
             for fd, inode in zip(self._given_fds, self._inodes, strict=True):
                 _close_if_still(fd, inode)
             with self._lock:
-                if self._undestroyable:
+                if self._exists:
                     _quarantined.add(self)
                 else:
                     _quarantined.discard(self)
@@ -504,7 +510,7 @@ def outlast_all() -> None:
     """Wait, for ever if need be, until all that this one has started are destroyed."""
     for interp in {*_live, *_quarantined}:
         while not interp.join(threading.TIMEOUT_MAX):
-            if interp._undestroyable:
+            if interp._over.is_set():
                 raise RuntimeFailure(f'{interp!r} is there for good')
 
 
