@@ -19,11 +19,14 @@ from tractor.ipc._auth import (
     AuthError,
     CookieExchange,
     authenticate,
+    ends_of,
     load_cookie,
 )
 
 KEY = b'k' * 32
 OTHER_KEY = b'o' * 32
+CLIENT, SERVER = ('127.0.0.1', 40000), ('127.0.0.1', 1616)
+ENDS = ends_of(CLIENT, SERVER)
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +34,9 @@ def _fresh_cache(monkeypatch):
     monkeypatch.setattr(_auth, '_cookies', {})
 
 
-def exchange_between(client_key=KEY, server_key=KEY):
-    client = CookieExchange(client_key, 'client')
-    server = CookieExchange(server_key, 'server')
+def exchange_between(client_key=KEY, server_key=KEY, server_ends=ENDS):
+    client = CookieExchange(client_key, 'client', ENDS)
+    server = CookieExchange(server_key, 'server', server_ends)
     client.receive_hello(server.hello)
     server.receive_hello(client.hello)
     return client, server
@@ -61,7 +64,7 @@ def test_another_cookie_convinces_nobody(speaker):
 
 def test_an_answer_sent_back_proves_nothing():
     """One's own nonce and answer, reflected, are refused: the roles differ."""
-    server = CookieExchange(KEY, 'server')
+    server = CookieExchange(KEY, 'server', ENDS)
     server.receive_hello(server.hello)
     with pytest.raises(AuthError):
         server.verify(server.answer)
@@ -76,17 +79,52 @@ def test_an_answer_is_good_for_one_exchange():
 
 
 @pytest.mark.parametrize(
+    'ends',
+    [
+        ends_of(('127.0.0.1', 40001), SERVER),
+        ends_of(CLIENT, ('127.0.0.1', 1617)),
+        ends_of(CLIENT, ('127.0.0.2', 1616)),
+        ends_of(SERVER, CLIENT),
+        b'',
+    ],
+)
+def test_an_answer_is_good_for_one_connection(ends):
+    """An answer that is passed on over a connection with other ends is refused."""
+    client, server = exchange_between(server_ends=ends)
+    with pytest.raises(AuthError, match='forwards'):
+        server.verify(client.answer)
+    with pytest.raises(AuthError, match='TRACTOR_TCP_FORWARDED'):
+        client.verify(server.answer)
+
+
+@pytest.mark.parametrize(
+    ('one', 'other'),
+    [
+        ('127.0.0.1', '::ffff:127.0.0.1'),
+        ('127.0.0.1', '::ffff:7f00:1'),
+        ('::1', '0:0:0:0:0:0:0:1'),
+        ('fe80::1%eth0', 'fe80::1%2'),
+        ('fe80::1%eth0', 'FE80:0::1'),
+    ],
+)
+def test_both_sides_write_an_address_alike(one, other):
+    """An address has one form, whichever family and text each side's socket has."""
+    assert ends_of((one, 5), SERVER) == ends_of((other, 5), SERVER)
+    assert ends_of(CLIENT, (one, 5)) == ends_of(CLIENT, (other, 5))
+
+
+@pytest.mark.parametrize(
     ('hello', 'text'),
     [
         (b'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n12345', 'another protocol'),
         (b'\0' * HELLO_SIZE, 'another protocol'),
-        (MAGIC + b'\x02' + b'n' * 32, 'version 2'),
+        (MAGIC + b'\x01' + b'n' * 32, 'version 1'),
     ],
 )
 def test_another_protocol_is_told_apart(hello, text):
     """What does not begin with our magic and version is refused by name."""
     with pytest.raises(AuthError, match=text):
-        CookieExchange(KEY, 'server').receive_hello(hello)
+        CookieExchange(KEY, 'server', ENDS).receive_hello(hello)
 
 
 def drive(client_key=KEY, server_key=KEY, then=b''):
@@ -107,7 +145,7 @@ def drive(client_key=KEY, server_key=KEY, then=b''):
                 return data
 
             try:
-                await authenticate(role, keys[role], end.send_all, receive)
+                await authenticate(role, keys[role], ENDS, end.send_all, receive)
             except AuthError as err:
                 failures[role] = str(err)
                 await end.aclose()
@@ -151,10 +189,10 @@ def test_a_stranger_gets_no_answer_out_of_the_server():
         async def receive(size):
             return (await end.receive_some(size)).ljust(size, b'\0')
 
-        await stranger.send_all(CookieExchange(OTHER_KEY, 'client').hello)
+        await stranger.send_all(CookieExchange(OTHER_KEY, 'client', ENDS).hello)
         await stranger.send_all(b'?' * MAC_SIZE)
         with pytest.raises(AuthError):
-            await authenticate('server', KEY, send, receive)
+            await authenticate('server', KEY, ENDS, send, receive)
         assert len(sent) == HELLO_SIZE
 
     trio.run(main)

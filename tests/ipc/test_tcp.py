@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import suppress
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from tractor.ipc import _auth, _tcp
 from tractor.ipc._auth import MAC_SIZE
 from tractor.ipc._tcp import MsgpackTCPStream, TCPAddress, start_listener
 from tractor.msg.types import Stop
+from tractor.runtime import _state
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +164,90 @@ def test_a_client_with_another_cookie_is_refused(cookies, cookie_file):
         assert caught.value._loglevel == 'warning'
 
     connected(client, server)
+
+
+def forwarded(client, server):
+    """Run both roles with somebody in between who passes every byte on."""
+    done = trio.Event()
+
+    async def pump(source, sink):
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for data in source:
+                await sink.send_all(data)
+            await sink.send_eof()
+
+    async def main():
+        async with (
+            await start_listener(TCPAddress('127.0.0.1', 0)) as squatter,
+            await start_listener(TCPAddress('127.0.0.1', 0)) as real,
+            trio.open_nursery() as tn,
+        ):
+
+            async def forward():
+                async with (
+                    await squatter.accept() as near,
+                    await trio.open_tcp_stream(*real.socket.getsockname()) as far,
+                    trio.open_nursery() as pumps,
+                ):
+                    pumps.start_soon(pump, near, far)
+                    pumps.start_soon(pump, far, near)
+
+            async def serve():
+                async with await real.accept() as stream:
+                    await server(MsgpackTCPStream(stream))
+                done.set()
+
+            tn.start_soon(forward)
+            tn.start_soon(serve)
+            transport = await MsgpackTCPStream.connect_to(
+                TCPAddress(*squatter.socket.getsockname())
+            )
+            async with transport.stream:
+                await client(transport)
+            await done.wait()
+            tn.cancel_scope.cancel()
+
+    async def bounded():
+        with trio.fail_after(5):
+            await main()
+
+    trio.run(bounded)
+
+
+def test_who_listens_where_we_dial_cannot_pass_the_exchange_on():
+    """A stranger in between ends up with no authenticated connection to either."""
+
+    async def client(transport):
+        with pytest.raises(TransportClosed, match='not authenticated'):
+            await transport.authenticate()
+
+    async def server(transport):
+        with pytest.raises(TransportClosed, match='TRACTOR_TCP_FORWARDED'):
+            await transport.authenticate()
+
+    forwarded(client, server)
+
+
+def test_a_forwarder_that_both_ends_allow(monkeypatch):
+    """With the variable set the exchange goes through a tunnel."""
+    monkeypatch.setenv('TRACTOR_TCP_FORWARDED', '1')
+
+    async def client(transport):
+        await transport.authenticate()
+        await transport.send(Stop('hello'))
+
+    async def server(transport):
+        await transport.authenticate()
+        assert await transport.recv() == Stop('hello')
+
+    forwarded(client, server)
+
+
+@pytest.mark.parametrize(('value', 'allowed'), [('', 0), ('0', 0), ('1', 1)])
+def test_forwarding_is_allowed_by_a_variable(monkeypatch, value, allowed):
+    """It takes more than an empty value or a zero."""
+    monkeypatch.setenv('TRACTOR_TCP_FORWARDED', value)
+    assert _state.env_tcp_forwarded() == bool(allowed)
 
 
 def unusable():

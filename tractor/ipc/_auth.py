@@ -6,21 +6,31 @@ frame is decoded both ends prove that they hold the same key, the *cookie*: 32 b
 a file that only its user can read.  The exchange, with C the connecting side:
 
     C, S   hello: magic, version, 32 random bytes (both at once)
-    C      HMAC-SHA256(key, 'client' label + C's nonce + S's nonce)
-    S      HMAC-SHA256(key, 'server' label + S's nonce + C's nonce)
+    C      HMAC-SHA256(key, 'client' label + C's nonce + S's nonce + ends)
+    S      HMAC-SHA256(key, 'server' label + S's nonce + C's nonce + ends)
 
 Nonces are fresh, so nothing can be replayed; the labels differ, so an answer that is
 sent back proves nothing; the server speaks second, so that a stranger gets no answer
-out of it.  Whoever can read and alter the packets can still take the connection over:
-it is authenticated, not encrypted.  `CookieExchange` is the rule and does no I/O,
-`authenticate()` drives it over a byte stream, `load_cookie()` owns the file.  Used by
-`_tcp` only: a Unix socket knows its peer's user from the kernel.
+out of it.  The ends are C's address and S's, as each side's own socket has them: who
+listens where C dials and passes everything on to an actor has two connections with
+other ends, and ends up with none that is authenticated.  An honest forwarder, a NAT or
+a tunnel, fails alike, unless both sides are told of it by `TRACTOR_TCP_FORWARDED`.
+
+This keeps out whoever can only open connections and listen.  It does not keep out who
+can read or alter the packets on their way, since nothing is encrypted and no later byte
+is authenticated; nor who is present twice where the same addresses exist twice, as the
+loopback ones do on two hosts, or network namespaces, that share the cookie.
+
+`CookieExchange` is the rule and does no I/O, `authenticate()` drives it over a byte
+stream, `load_cookie()` owns the file.  Used by `_tcp` only: a Unix socket knows its
+peer's user from the kernel.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
+import socket
 import stat
 import sys
 from collections.abc import Awaitable, Callable
@@ -33,13 +43,14 @@ from tractor.runtime import _state
 Role = Literal['client', 'server']
 
 MAGIC: Final = b'tractor\x00'
-VERSION: Final = b'\x01'
+VERSION: Final = b'\x02'
 NONCE_SIZE: Final = 32  # bytes
 HELLO_SIZE: Final = len(MAGIC) + len(VERSION) + NONCE_SIZE
 MAC_SIZE: Final = 32  # bytes
 
 _KEY_SIZE: Final = 32  # bytes; written as twice as many hex digits
 _MAX_FILE_SIZE: Final = 1024  # bytes
+_MAPPED: Final = bytes(10) + b'\xff\xff'  # what makes an IPv4 address an IPv6 one
 _LABELS: Final[dict[Role, bytes]] = {
     'client': b'tractor-auth-client\x00',
     'server': b'tractor-auth-server\x00',
@@ -53,6 +64,29 @@ class AuthError(Exception):
     """The peer did not prove that it holds our cookie."""
 
 
+def ends_of(client: tuple[str, int], server: tuple[str, int]) -> bytes:
+    """
+    Return the two ends of a connection in the form that both sides agree on.
+
+    An IPv4 address is the same in its IPv6 form; the scope of an IPv6 address is left
+    out, since each host has names of its own for it.
+
+    Args:
+        client: `(host, port)` of the connecting side; the host is an IP literal.
+        server: The same of the other side.
+    """
+    return b''.join(_packed(host, port) for host, port in (client, server))
+
+
+def _packed(host: str, port: int) -> bytes:
+    literal, _, _ = host.partition('%')
+    if ':' in literal:
+        packed = socket.inet_pton(socket.AF_INET6, literal)
+    else:
+        packed = _MAPPED + socket.inet_pton(socket.AF_INET, literal)
+    return packed + port.to_bytes(2, 'big')
+
+
 class CookieExchange:
     """
     One side of one exchange: what to send, and whether the answer proves anything.
@@ -60,12 +94,13 @@ class CookieExchange:
     Args:
         key: The cookie.
         role: `'client'` for the connecting side.
+        ends: See `ends_of()`; empty leaves open between whom the exchange is.
     """
 
-    __slots__ = ('_key', '_nonce', '_peer_nonce', 'role')
+    __slots__ = ('_ends', '_key', '_nonce', '_peer_nonce', 'role')
 
-    def __init__(self, key: bytes, role: Role) -> None:
-        self._key, self.role = key, role
+    def __init__(self, key: bytes, role: Role, ends: bytes) -> None:
+        self._key, self.role, self._ends = key, role, ends
         self._nonce = os.urandom(NONCE_SIZE)
         self._peer_nonce = b''
 
@@ -105,15 +140,20 @@ class CookieExchange:
         role: Role = 'server' if self.role == 'client' else 'client'
         expected = self._mac(role, self._peer_nonce, self._nonce)
         if not hmac.compare_digest(expected, answer):
-            raise AuthError('it holds another cookie')
+            raise AuthError(
+                'it holds another cookie, or somebody in between forwards the '
+                'connection (if you do: set TRACTOR_TCP_FORWARDED=1 for both ends)'
+            )
 
     def _mac(self, role: Role, own: bytes, other: bytes) -> bytes:
-        return hmac.digest(self._key, _LABELS[role] + own + other, 'sha256')
+        text = _LABELS[role] + own + other + self._ends
+        return hmac.digest(self._key, text, 'sha256')
 
 
 async def authenticate(
     role: Role,
     key: bytes,
+    ends: bytes,
     send: Callable[[bytes], Awaitable[None]],
     receive_exactly: Callable[[int], Awaitable[bytes]],
 ) -> None:
@@ -126,6 +166,7 @@ async def authenticate(
     Args:
         role: `'client'` for the connecting side.
         key: The cookie.
+        ends: As `CookieExchange` takes them.
         send: Writes all of its argument.
         receive_exactly: Returns that many bytes, fewer only at the end of the stream.
     Raises:
@@ -138,7 +179,7 @@ async def authenticate(
             raise AuthError(f'it hung up instead of {what}')
         return data
 
-    exchange = CookieExchange(key, role)
+    exchange = CookieExchange(key, role, ends)
     await send(exchange.hello)
     exchange.receive_hello(await receive(HELLO_SIZE, 'greeting us'))
     if role == 'client':

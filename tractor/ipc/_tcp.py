@@ -19,6 +19,7 @@ from tractor.ipc import _auth
 from tractor.ipc._transport import MsgpackTransport
 from tractor.msg._codec import MsgCodec
 from tractor.msg.pretty_struct import Struct
+from tractor.runtime import _state
 
 LOOPBACK: Final = '127.0.0.1'
 REGISTRY_PORT: Final = 1616
@@ -201,7 +202,8 @@ class MsgpackTCPStream(MsgpackTransport):
         cancelled the connection has to be closed.
 
         Raises:
-            TransportClosed: The peer left or holds another cookie.
+            TransportClosed: The peer left, holds another cookie, or is reached through
+                a forwarder.
             RuntimeFailure: The connecting side has no usable cookie.
         """
         try:
@@ -212,7 +214,7 @@ class MsgpackTCPStream(MsgpackTransport):
             raise self._closed(f'cannot authenticate: {err}', err, 'error') from err
         try:
             await _auth.authenticate(
-                self._role, key, self._send_bytes, self.receive_exactly
+                self._role, key, self._ends, self._send_bytes, self.receive_exactly
             )
         except _auth.AuthError as err:
             raise self._refused(str(err), err) from err
@@ -220,6 +222,14 @@ class MsgpackTCPStream(MsgpackTransport):
             if isinstance(err.src_exc, trio.ClosedResourceError):  # by our own side
                 raise
             raise self._refused('it hung up', err) from err
+
+    @property
+    def _ends(self) -> bytes:
+        if _state.env_tcp_forwarded():
+            return b''
+        ours, others = self.laddr.unwrap(), self.raddr.unwrap()
+        client, server = (ours, others) if self._role == 'client' else (others, ours)
+        return _auth.ends_of(client, server)
 
     async def _send_bytes(self, data: bytes) -> None:
         await self._send_by_stream(bytearray(data))

@@ -369,6 +369,11 @@ def env_cookie_file() -> Path | None:
     return Path(value) if value else None
 
 
+def env_tcp_forwarded() -> bool:
+    """Return whether `TRACTOR_TCP_FORWARDED` lets others forward TCP connections."""
+    return os.environ.get('TRACTOR_TCP_FORWARDED', '0') not in ('', '0')
+
+
 def env_max_frame() -> int:
     """
     Return `TRACTOR_MAX_FRAME`, the longest message accepted, in bytes.
