@@ -14,8 +14,9 @@ from trio.testing import wait_all_tasks_blocked
 from tractor._exceptions import TransportClosed
 from tractor._protocol.framing import frame
 from tractor.discovery._addr import wrap_address
-from tractor.ipc import _server, _uds
+from tractor.ipc import _auth, _server, _uds
 from tractor.ipc._chan import Channel, _connect_chan
+from tractor.ipc._link import LinkStream
 from tractor.ipc._server import Endpoint, IPCServer, Server, open_ipc_server
 from tractor.ipc._tcp import TCPAddress
 from tractor.ipc._uds import UDSAddress
@@ -290,23 +291,108 @@ def test_the_limit_is_ten_seconds():
     assert _server._PRE_REG_HANDSHAKE_TIMEOUT == 10
 
 
-def test_strangers_are_limited(actor, addr_of, monkeypatch, caplog):
-    """Beyond the limit a connection is closed at once; later ones get in again."""
+async def greeted(bound):
+    """Connect, and wait until the server has begun to ask for a proof."""
+    stream = await connect_plainly(bound)
+    assert len(await stream.receive_some()) == _auth.HELLO_SIZE
+    return stream
+
+
+async def introduced(bound):
+    """Connect as a peer, and leave."""
+    async with _connect_chan(bound) as chan:
+        await chan._do_handshake(Aid('peer', 'p' * 32))
+
+
+def test_a_newcomer_waits_while_there_are_too_many_strangers(
+    actor, addr_of, monkeypatch
+):
+    """At the limit nobody is dropped: one is let in as soon as another has left."""
     monkeypatch.setattr(_server, 'MAX_STRANGERS', 2)
 
     async def main(server, bound):
-        strangers = [await connect_plainly(bound) for _ in range(2)]
-        await wait_all_tasks_blocked()
-        async with await connect_plainly(bound) as one_too_many:
-            assert await receive_or_reset(one_too_many) == b''
+        strangers = [await greeted(bound) for _ in range(2)]
+        assert len(_server._strangers) == 2
+        async with trio.open_nursery() as tn:
+            tn.start_soon(introduced, bound)
+            await wait_all_tasks_blocked()
+            assert server._peers == {}
+            await strangers.pop().aclose()
         for stream in strangers:
             await stream.aclose()
-        await wait_all_tasks_blocked()
-        async with _connect_chan(bound) as chan:
-            await chan._do_handshake(Aid('peer', 'p' * 32))
 
-    serve(addr_of('uds'), main)
-    assert '2 others have not introduced themselves' in caplog.text
+    serve(addr_of('tcp'), main)
+    assert actor.gone == ['peer']
+    assert not _server._strangers
+
+
+def test_the_oldest_stranger_makes_room(actor, addr_of, monkeypatch, caplog):
+    """Who has had the least time that is due gives way to a newcomer; others stay."""
+    monkeypatch.setattr(_server, 'MAX_STRANGERS', 2)
+    monkeypatch.setattr(_server, 'MIN_PROOF_TIME', 0.05)
+
+    async def main(server, bound):
+        async with await greeted(bound) as oldest, await greeted(bound) as other:
+            await introduced(bound)
+            assert await receive_or_reset(oldest) == b''
+            with trio.move_on_after(0) as scope:
+                await other.receive_some()
+            assert scope.cancelled_caught
+
+    serve(addr_of('tcp'), main)
+    assert 'did not prove itself in time' in caplog.text
+
+
+def test_no_peer_of_a_burst_is_lost(actor, addr_of, monkeypatch):
+    """Many more honest peers than there may be strangers all get in."""
+    monkeypatch.setattr(_server, 'MAX_STRANGERS', 3)
+
+    async def main(server, bound):
+        async with trio.open_nursery() as tn:
+            for _ in range(50):
+                tn.start_soon(introduced, bound)
+
+    serve(addr_of('tcp'), main)
+    assert actor.gone == ['peer'] * 50
+
+
+def test_strangers_do_not_hinder_who_is_none(actor, addr_of, monkeypatch, raw_pair):
+    """Over a Unix socket or an adopted link peers get in while TCP is full."""
+    monkeypatch.setattr(_server, 'MAX_STRANGERS', 1)
+
+    async def main(server, bound):
+        [uds] = await server.listen_on(accept_addrs=[addr_of('uds')])
+        async with await greeted(bound):
+            assert len(_server._strangers) == 1
+            silent = await connect_plainly(uds.addr)
+            await introduced(uds.addr)
+            ours, theirs = raw_pair()
+            server.adopt(Channel(LinkStream(ours)))
+            await Channel(LinkStream(theirs))._do_handshake(Aid('link', 'l' * 32))
+            await server.wait_for_peer(('link', 'l' * 32))
+            assert len(_server._strangers) == 1
+            await silent.aclose()
+
+    serve(addr_of('tcp'), main)
+
+
+def test_the_proof_has_a_deadline_of_its_own(actor, addr_of, monkeypatch):
+    """Who proves nothing is dropped early; who has, has the time of the handshake."""
+    assert _server.PROOF_TIMEOUT < _server._PRE_REG_HANDSHAKE_TIMEOUT
+    monkeypatch.setattr(_server, 'PROOF_TIMEOUT', 0.1)
+
+    async def main(server, bound):
+        async with (
+            _connect_chan(bound) as slow,
+            await connect_plainly(bound) as silent,
+        ):
+            await slow.transport.authenticate()
+            while await receive_or_reset(silent):
+                continue
+            await slow.send(Aid('slow', 's' * 32))
+            assert await slow.recv() == actor.aid
+
+    serve(addr_of('tcp'), main)
 
 
 def test_without_an_actor_connections_are_dropped(addr_of, caplog):
@@ -429,25 +515,24 @@ def test_out_of_descriptors(actor, addr_of, monkeypatch, caplog):
     """When the process has no descriptors left, accepting pauses and goes on."""
     monkeypatch.setattr(_server, 'ACCEPT_PAUSE', 0.01)
     accept = trio.SocketListener.accept
-    failures = [OSError(errno.EMFILE, 'too many open files')]
+    failures = [OSError(errno.EMFILE, 'too many open files') for _ in range(3)]
 
-    async def fail_once(self):
-        stream = await accept(self)
+    async def fail_at_first(self):
         if failures:
-            await stream.aclose()
+            await trio.lowlevel.checkpoint()
             raise failures.pop()
-        return stream
+        return await accept(self)
 
-    monkeypatch.setattr(trio.SocketListener, 'accept', fail_once)
+    monkeypatch.setattr(trio.SocketListener, 'accept', fail_at_first)
 
     async def main(server, bound):
-        async with await connect_plainly(bound) as stream:
-            assert await receive_or_reset(stream) == b''
-        async with _connect_chan(bound) as chan:
-            await chan._do_handshake(Aid('peer', 'p' * 32))
+        for _ in range(2):
+            await introduced(bound)
 
     serve(addr_of('uds'), main)
-    assert 'cannot accept' in caplog.text
+    # One record when it begins, one when it ends.
+    assert caplog.text.count('cannot accept') == 1
+    assert caplog.text.count('again') == 1
 
 
 def test_a_connection_that_is_gone_before_it_is_handled(actor, addr_of):

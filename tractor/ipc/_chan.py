@@ -10,7 +10,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from math import inf
 from typing import Any, Final, Self
 
@@ -237,7 +242,12 @@ class Channel:
                 await transport.stream.aclose()
         self._closed = True
 
-    async def _do_handshake(self, aid: Aid, timeout: float | None = None) -> Aid:
+    async def _do_handshake(
+        self,
+        aid: Aid,
+        timeout: float | None = None,
+        proving: AbstractContextManager[None] | None = None,
+    ) -> Aid:
         """
         Tell the peer who we are, learn who it is, and keep that as `aid`.
 
@@ -246,6 +256,7 @@ class Channel:
         Args:
             aid: Our identity.
             timeout: Seconds for all of it; `None` sets no limit.
+            proving: Entered while the peer proves that it may talk to us.
         Raises:
             TransportClosed: The peer is gone, too slow, not allowed to talk to us, or
                 does not speak our protocol; `src_exc` tells which.
@@ -255,7 +266,8 @@ class Channel:
         try:
             with trio.fail_after(inf if timeout is None else timeout):
                 if native:
-                    await transport.authenticate()
+                    with proving or nullcontext():
+                        await transport.authenticate()
                     transport.skips_left = 0
                 await self.send(aid)
                 reply = await self.recv()

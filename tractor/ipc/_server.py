@@ -4,8 +4,9 @@ Listeners and connected peers of one actor.
 A `Server` accepts connections on its endpoints.  Each is handled in a task of its own:
 it has to prove itself, shakes hands and becomes a channel in the table of peers, which
 others wait on; then the actor serves it until it ends.  What does not get that far is
-dropped with one log record and disturbs nobody: the number of connections that have not
-introduced themselves is limited, and so is their time.
+dropped with one log record and disturbs nobody: its time is limited, and so is the
+number of connections whose peer could still be anybody.  Those are the TCP ones that
+have proved nothing yet: of a Unix socket the kernel tells the user at once.
 
 Listeners of one server live and die together; connected peers need not die with them.
 An actor opens one server at boot; tests open one without an actor.
@@ -14,8 +15,8 @@ An actor opens one server at boot; tests open one without an actor.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -41,15 +42,78 @@ Uid = tuple[str, str]
 # Seconds for a peer to prove itself and tell who it is; tests patch it.
 _PRE_REG_HANDSHAKE_TIMEOUT: float = 10
 
-MAX_STRANGERS: Final = 128  # connections that have not introduced themselves
+MAX_STRANGERS: Final = 128  # connections that have proved nothing yet
+PROOF_TIMEOUT: Final = 5.0  # seconds for a peer to prove itself
+MIN_PROOF_TIME: Final = 2.0  # seconds it has in any case, while others wait
 CLOSE_TIMEOUT: Final = 0.5  # seconds to close one channel
 ACCEPT_PAUSE: Final = 0.1  # seconds, when the process is out of descriptors
 _OUT_OF_RESOURCES: Final = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM})
 
-# Of this process, whose descriptors they take; one item each.
-_strangers: Final[set[object]] = set()
-
 _transport_modules: Final[dict[str, ModuleType]] = {'tcp': _tcp, 'uds': _uds}
+
+
+class Strangers:
+    """
+    The accepted connections that have proved nothing yet, oldest first.
+
+    Each is known by the scope that bounds its time.  At the limit no more are accepted:
+    newcomers wait in the system's queue until somebody has proved himself, has left, or
+    has been there so long that his place is given away.
+    """
+
+    __slots__ = ('_left', '_since')
+
+    def __init__(self) -> None:
+        self._since: dict[trio.CancelScope, float] = {}
+        self._left: trio.Event | None = None  # somebody waits for it
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    def admit(self) -> trio.CancelScope:
+        """Count one more, whose time begins now; see to it that it leaves."""
+        now = trio.current_time()
+        scope = trio.CancelScope(deadline=now + PROOF_TIMEOUT)
+        self._since[scope] = now
+        return scope
+
+    def leave(self, stranger: trio.CancelScope) -> None:
+        """Count one less, unless it has left before."""
+        self._since.pop(stranger, None)
+        if self._left is not None:
+            self._left.set()
+            self._left = None
+
+    @contextmanager
+    def proving(self, stranger: trio.CancelScope) -> Iterator[None]:
+        """
+        Bound the time for the proof; after it, the peer is no stranger.
+
+        Raises:
+            TransportClosed: The time was over, or others needed the place.
+        """
+        try:
+            with stranger:
+                yield
+        finally:
+            self.leave(stranger)
+        if stranger.cancelled_caught:
+            raise TransportClosed(
+                'the peer did not prove itself in time', loglevel='warning'
+            )
+
+    async def wait_for_room(self) -> None:
+        """Wait until there are fewer than the limit."""
+        while len(self._since) >= MAX_STRANGERS:
+            oldest, since = next(iter(self._since.items()))
+            oldest.deadline = min(oldest.deadline, since + MIN_PROOF_TIME)
+            if self._left is None:
+                self._left = trio.Event()
+            await self._left.wait()
+
+
+# Of this process, whose descriptors they take.
+_strangers: Final = Strangers()
 
 
 class Endpoint(Struct, eq=False):
@@ -196,26 +260,48 @@ class Server:
 
     @trio.lowlevel.enable_ki_protection
     async def _accept_from(self, endpoint: Endpoint) -> None:
+        open_to_all = endpoint.addr.proto_key == 'tcp'
+        starved = False
         while True:
+            if open_to_all:
+                await _strangers.wait_for_room()
             try:
                 stream = await endpoint._listener.accept()
             except OSError as err:
                 if err.errno not in _OUT_OF_RESOURCES:
                     raise
-                log.error('cannot accept at %s, trying again: %s', endpoint.addr, err)
+                if not starved:
+                    log.error('cannot accept at %s for now: %s', endpoint.addr, err)
+                starved = True
                 await trio.sleep(ACCEPT_PAUSE)
                 continue
+            if starved:
+                starved = False
+                log.warning('accepting at %s again', endpoint.addr)
             endpoint.stream_handler_tn.start_soon(
-                self._handle, stream, endpoint, name='peer connection'
+                self._handle,
+                stream,
+                endpoint,
+                _strangers.admit() if open_to_all else None,
+                name='peer connection',
             )
 
     @trio.lowlevel.enable_ki_protection
-    async def _handle(self, stream: trio.SocketStream, endpoint: Endpoint) -> None:
+    async def _handle(
+        self,
+        stream: trio.SocketStream,
+        endpoint: Endpoint,
+        stranger: trio.CancelScope | None,
+    ) -> None:
         """Handle a connection, and see to it that it is closed."""
         try:
-            await handle_stream_from_peer(stream, server=self, endpoint=endpoint)
+            await handle_stream_from_peer(
+                stream, server=self, endpoint=endpoint, stranger=stranger
+            )
         finally:
             stream.socket.close()
+            if stranger is not None:
+                _strangers.leave(stranger)
 
     def adopt(self, chan: Channel) -> None:
         """
@@ -390,7 +476,11 @@ def _close_all(endpoints: Iterable[Endpoint]) -> None:
 
 
 async def handle_stream_from_peer(
-    stream: Any, *, server: Server, endpoint: Endpoint | None = None
+    stream: Any,
+    *,
+    server: Server,
+    endpoint: Endpoint | None = None,
+    stranger: trio.CancelScope | None = None,
 ) -> None:
     """
     Introduce a connection that was accepted, and have the actor serve it to its end.
@@ -402,6 +492,8 @@ async def handle_stream_from_peer(
         stream: The accepted stream, or a channel over one.
         server: Whose table of peers it joins.
         endpoint: Where it came in.
+        stranger: Its place among those who have proved nothing; `None` means that the
+            peer need not prove itself.
     Raises:
         Exception: What the actor's message loop raises; a connection that fails to
             introduce itself raises nothing.
@@ -410,7 +502,7 @@ async def handle_stream_from_peer(
     if actor is None:
         log.warning('connection dropped: no actor runs in this process')
         return
-    chan = await _introduce(actor, stream, server)
+    chan = await _introduce(actor, stream, server, stranger)
     if chan is None:
         return
     try:
@@ -426,21 +518,16 @@ async def handle_stream_from_peer(
         actor._peer_gone(chan)
 
 
-async def _introduce(actor: Actor, stream: Any, server: Server) -> Channel | None:
+async def _introduce(
+    actor: Actor, stream: Any, server: Server, stranger: trio.CancelScope | None
+) -> Channel | None:
     """Return the channel of a peer, now in the table of them; `None` if it is none."""
-    if len(_strangers) >= MAX_STRANGERS:
-        log.warning(
-            'connection dropped: %d others have not introduced themselves yet',
-            len(_strangers),
-        )
-        return None
-    stranger = object()
-    _strangers.add(stranger)
+    proving = {} if stranger is None else {'proving': _strangers.proving(stranger)}
     try:
         known = isinstance(stream, Channel)
         chan: Channel = stream if known else Channel.from_stream(stream)
         aid = await chan._do_handshake(
-            aid=actor.aid, timeout=_PRE_REG_HANDSHAKE_TIMEOUT
+            aid=actor.aid, timeout=_PRE_REG_HANDSHAKE_TIMEOUT, **proving
         )
     except TransportClosed as err:
         with suppress(TransportClosed):  # nothing of a stranger's is raised here
@@ -449,8 +536,6 @@ async def _introduce(actor: Actor, stream: Any, server: Server) -> Channel | Non
     except (OSError, ValueError, trio.BrokenResourceError) as err:
         log.transport('connection dropped, its peer has gone: %r', err)
         return None
-    finally:
-        _strangers.discard(stranger)
     if aid.is_probe:
         log.runtime('probed by %s', aid.reprol())
         return None
