@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from tractor._exceptions import TransportClosed
 from tractor.ipc import _uds
@@ -241,6 +244,129 @@ def test_the_file_of_a_closed_listener_that_another_has_now(addr):
         assert not addr.sockpath.exists()
 
     trio.run(main)
+
+
+def test_the_file_of_an_open_listener_that_another_has_now(addr, caplog):
+    """A file that was removed and bound again by another is the other's to remove."""
+
+    async def main():
+        robbed = await start_listener(addr)
+        addr.sockpath.unlink()
+        listener = await start_listener(addr)
+        close_listener(addr, robbed)
+        assert robbed.socket.fileno() == -1
+        client = await MsgpackUDSStream.connect_to(addr)
+        await client.aclose()
+        close_listener(addr, listener)
+        assert not addr.sockpath.exists()
+
+    trio.run(main)
+    assert 'left to who may have it' in caplog.text
+
+
+def test_a_listener_that_was_made_elsewhere(addr):
+    """Its file is removed all the same: nobody listens there once it is closed."""
+
+    async def main():
+        sock = trio.socket.socket(socket.AF_UNIX)
+        await sock.bind(str(addr.sockpath))
+        sock.listen()
+        close_listener(addr, trio.SocketListener(sock))
+        assert not addr.sockpath.exists()
+
+    trio.run(main)
+
+
+def locked_by_other(path):
+    """Lock a directory as another process does; the stack returned unlocks it."""
+    with ExitStack() as stack:
+        fd = os.open(path, os.O_RDONLY)
+        stack.callback(os.close, fd)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return stack.pop_all()
+
+
+@pytest.fixture
+def locked(addr):
+    """The directory's lock, held by another; `close()` gives it up."""
+    with locked_by_other(addr.bindspace) as stack:
+        yield stack
+
+
+def test_waiting_for_a_locked_directory_can_be_cancelled(addr, locked):
+    """Who locks a directory holds up neither the other tasks nor a cancellation."""
+
+    async def main():
+        with trio.fail_after(1), trio.move_on_after(0.02) as scope:
+            await start_listener(addr)
+        assert scope.cancelled_caught
+        assert not addr.sockpath.exists()
+        with trio.fail_after(1):
+            async with trio.open_nursery() as tn:
+                tn.start_soon(start_and_close, addr)
+                await wait_all_tasks_blocked()
+                locked.close()
+
+    trio.run(main)
+
+
+async def start_and_close(addr):
+    listener = await start_listener(addr)
+    close_listener(addr, listener)
+    assert not addr.sockpath.exists()
+
+
+def test_a_directory_that_stays_locked(addr, locked, monkeypatch):
+    """There is an end to the waiting, with an error that tells why."""
+    monkeypatch.setattr(_uds, 'LOCK_TIMEOUT', 0.01)
+    with pytest.raises(ConnectionError, match='another process has had') as caught:
+        trio.run(start_listener, addr)
+    assert isinstance(caught.value.__cause__, TimeoutError)
+    assert not addr.sockpath.exists()
+
+
+def test_closing_in_a_locked_directory(addr):
+    """One's own file is removed; one that may be another's by now is left."""
+    other = UDSAddress(addr.bindspace, 'b.sock')
+
+    async def main():
+        listener, closed = await start_listener(addr), await start_listener(other)
+        await closed.aclose()
+        with locked_by_other(addr.bindspace):
+            close_listener(addr, listener)
+            close_listener(other, closed)
+        assert not addr.sockpath.exists()
+        assert other.sockpath.exists()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize('part', ['\0abs', 'x\0y', '\ud800'])
+def test_a_part_that_no_path_can_have(part):
+    """A NUL, which begins an abstract name, and what is no text are no addresses."""
+    for make in (UDSAddress.from_addr, lambda pair: UDSAddress(*pair)):
+        for pair in (('.', part), (part, 'a.sock')):
+            with pytest.raises(ValueError, match='file system path'):
+                make(pair)
+
+
+def test_any_failure_to_listen_closes_the_socket(addr, monkeypatch):
+    """Also an error that is none of the system's leaves nothing open."""
+    opened = []
+    make = socket.socket
+
+    def remember(*args):
+        opened.append(make(*args))
+        return opened[-1]
+
+    def fail(sock, path):
+        raise ValueError('mine')
+
+    monkeypatch.setattr(_uds, '_bind', fail)
+    monkeypatch.setattr(_uds.socket, 'socket', remember)
+    with pytest.raises(ValueError, match='mine'):
+        trio.run(start_listener, addr)
+    assert opened[-1].fileno() == -1
 
 
 def test_binding_twice_is_a_connection_error(addr):

@@ -5,8 +5,9 @@ A socket is a file in an owner-only directory, itself of mode 0600, and each sid
 refuses a peer of another user.  Only the listener has a name, so both ends of a
 connection report the listener's path and tell each other apart by process id.  Bind and
 clean-up are serialized between processes by a lock on the directory: the file which a
-dead process left is replaced, that of a live one never.  Importable everywhere; of use
-where `HAS_UDS`.
+dead process left is replaced, that of a live one never.  Whoever can read a directory
+can lock it, so nobody waits long for that.  Importable everywhere; of use where
+`HAS_UDS`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import socket
 import stat
 import struct
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from errno import EADDRINUSE
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -42,9 +45,18 @@ REGISTRY_NAME: Final = 'registry@1616.sock'
 BACKLOG: Final = 128
 _DIGEST_SIZE: Final = 16  # bytes, shown as hex
 
-# Seconds between attempts to connect to a listener whose backlog is full.
+# Seconds between attempts to connect to a listener whose backlog is full, or to lock.
 _FIRST_RETRY: Final = 0.001
 _LAST_RETRY: Final = 0.05
+
+# Others hold the lock for microseconds, unless they mean harm.
+LOCK_TIMEOUT: Final = 2.0  # seconds
+_LOCK_TRIES: Final = 10  # where nothing can be awaited; `_FIRST_RETRY` apart
+
+# Device and inode of the file of each listener that has not been closed here.
+_bound_files: Final[WeakKeyDictionary[trio.SocketListener, tuple[int, int]]] = (
+    WeakKeyDictionary()
+)
 
 # macOS, from <sys/un.h>: level, peer's credentials, peer's pid.
 _SOL_LOCAL: Final = 0
@@ -75,6 +87,17 @@ class UDSAddress(Struct, frozen=True):  # type: ignore[misc]
     unwrapped_type: ClassVar[Any] = tuple[str, str]
     def_bindspace: ClassVar[Any] = _RuntimeDir()
 
+    def __post_init__(self) -> None:
+        for part in (self.filedir, self.filename):
+            if part is None:
+                continue
+            try:
+                unusable = b'\0' in os.fsencode(part)
+            except UnicodeEncodeError:
+                unusable = True
+            if unusable:
+                raise ValueError(f'{str(part)!r} can be no part of a file system path')
+
     @classmethod
     def from_addr(cls, addr: Sequence[Any] | str | Path) -> Self:
         """
@@ -82,6 +105,7 @@ class UDSAddress(Struct, frozen=True):  # type: ignore[misc]
 
         Raises:
             TypeError: Anything else.
+            ValueError: A part that no path can have, such as a NUL.
         """
         match addr:
             case str() | Path():
@@ -192,16 +216,57 @@ def _fits(bindspace: str | Path, filename: str) -> bool:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Keep other processes from binding in a directory; held for microseconds."""
-    import fcntl  # not everywhere
-
+def _opened(directory: Path) -> Iterator[int]:
+    """Open a directory; closing it ends a lock on it."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        yield fd
     finally:
         os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    """Keep other processes from binding in a directory, unless one keeps us from it."""
+    import fcntl  # not everywhere
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def _lock(fd: int) -> None:
+    """
+    Keep other processes from binding in a directory.
+
+    Raises:
+        TimeoutError: One of them has it locked, and keeps it.
+    """
+    delay = _FIRST_RETRY
+    deadline = trio.current_time() + LOCK_TIMEOUT
+    while not _try_lock(fd):
+        if trio.current_time() > deadline:
+            raise TimeoutError(
+                f'another process has had its directory locked for {LOCK_TIMEOUT:g} s'
+            )
+        # The kernel has no event for this.
+        await trio.sleep(delay)
+        delay = min(2 * delay, _LAST_RETRY)
+
+
+def _lock_soon(fd: int) -> bool:
+    """Like `_lock()`, for a few milliseconds; return whether it is locked."""
+    for _ in range(_LOCK_TRIES):
+        if _try_lock(fd):
+            return True
+        time.sleep(_FIRST_RETRY)
+    return False
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
 
 
 def _is_stale(path: str) -> bool:
@@ -218,14 +283,6 @@ def _is_stale(path: str) -> bool:
         except BlockingIOError:  # a full backlog
             return False
     return False
-
-
-def _unlink_stale(addr: UDSAddress) -> None:
-    """Remove a socket file unless somebody listens there."""
-    path = os.fspath(addr.sockpath)
-    with _locked(addr.bindspace):
-        if _is_stale(path):
-            os.unlink(path)
 
 
 def _bind(sock: socket.socket, path: str) -> None:
@@ -253,30 +310,50 @@ async def start_listener(addr: UDSAddress, **kwargs: Any) -> trio.SocketListener
     await trio.lowlevel.checkpoint()
     path = os.fspath(addr.sockpath)
     sock = socket.socket(socket.AF_UNIX)
-    # Not through trio, whose `bind()` takes a thread: nothing here waits.
+    # Not through trio, whose `bind()` takes a thread: only the lock is waited for.
     try:
         addr.bindspace.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(addr.bindspace):
+        with _opened(addr.bindspace) as directory:
+            await _lock(directory)
             _bind(sock, path)
             os.chmod(path, 0o600)
             sock.listen(BACKLOG)
-    except OSError as err:
+            bound = _identity(path)
+        sock.setblocking(False)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    except BaseException as err:
         sock.close()
-        raise ConnectionError(f'cannot listen at {path!r}: {err}') from err
-    sock.setblocking(False)
-    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        if isinstance(err, OSError):
+            raise ConnectionError(f'cannot listen at {path!r}: {err}') from err
+        raise
+    _bound_files[listener] = bound
+    return listener
 
 
 def close_listener(addr: UDSAddress, lstnr: trio.SocketListener) -> None:
-    """Stop listening and remove the socket file; a missing one is warned of."""
-    # In this order: once the socket is closed the file may be another process's.
+    """
+    Stop listening and remove the socket file, unless it is another listener's now.
+
+    A missing one is warned of.
+    """
+    path = os.fspath(addr.sockpath)
+    bound = _bound_files.pop(lstnr, None)
     try:
-        if lstnr.socket.fileno() != -1:
-            os.unlink(addr.sockpath)
-        else:
-            _unlink_stale(addr)
+        with _opened(addr.bindspace) as directory:
+            locked = _lock_soon(directory)
+            if bound is not None and lstnr.socket.fileno() != -1:
+                # Nobody replaces the file of a socket that listens, locked or not; and
+                # as long as it is bound no other file has its inode.
+                ours = _identity(path) == bound
+            else:
+                lstnr.socket.close()
+                ours = locked and _is_stale(path)
+            if ours:
+                os.unlink(path)
+            else:
+                log.warning('socket file %s is left to who may have it now', path)
     except FileNotFoundError:
-        log.warning('socket file %s was already gone', addr.sockpath)
+        log.warning('socket file %s was already gone', path)
     finally:
         lstnr.socket.close()
 
