@@ -315,14 +315,27 @@ def test_a_place_where_nothing_can_be_made(cookie_file, monkeypatch):
     assert isinstance(caught.value.__cause__, OSError)
 
 
+@pytest.mark.parametrize('path', ['cookie', './cookie', '~/cookie'])
+def test_a_relative_path_is_refused(monkeypatch, tmp_path, path):
+    """It would name another file after a change of directory; nothing is made there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TRACTOR_COOKIE_FILE', path)
+    with pytest.raises(RuntimeFailure, match='TRACTOR_COOKIE_FILE') as caught:
+        load_cookie()
+    assert str(tmp_path / path) in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
 def test_the_default_place_is_the_users_own(monkeypatch, tmp_path):
     """Without the variable the file is in the user's data directory."""
     monkeypatch.delenv('TRACTOR_COOKIE_FILE')
     monkeypatch.setattr('sys.platform', 'linux')
     monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path / 'data'))
     assert _auth.cookie_path() == tmp_path / 'data/tractor/cookie'
-    monkeypatch.delenv('XDG_DATA_HOME')
     monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('XDG_DATA_HOME', 'relative')
+    assert _auth.cookie_path() == tmp_path / '.local/share/tractor/cookie'
+    monkeypatch.delenv('XDG_DATA_HOME')
     assert _auth.cookie_path() == tmp_path / '.local/share/tractor/cookie'
     assert load_cookie()
     directory = tmp_path / '.local/share/tractor'

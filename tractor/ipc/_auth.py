@@ -191,16 +191,29 @@ async def authenticate(
 
 
 def cookie_path() -> Path:
-    """Return where the cookie is: `TRACTOR_COOKIE_FILE` or in the data directory."""
+    """
+    Return where the cookie is: `TRACTOR_COOKIE_FILE` or in the data directory.
+
+    Raises:
+        RuntimeFailure: The variable names a relative path.
+    """
     path = _state.env_cookie_file()
     if path is not None:
-        return path.absolute()
+        if not path.is_absolute():
+            # It would name another file in each actor that changes its directory.
+            raise RuntimeFailure(
+                f'TRACTOR_COOKIE_FILE={str(path)!r} is a relative path; '
+                f'set it to an absolute one, such as {str(path.absolute())!r}'
+            )
+        return path
     # By hand, since every child needs it and platformdirs takes 3 ms to import.
     if sys.platform == 'darwin':
         base = Path('~/Library/Application Support').expanduser()
     else:
-        base = Path(os.environ.get('XDG_DATA_HOME') or '~/.local/share').expanduser()
-    return base.absolute() / 'tractor' / 'cookie'
+        base = Path(os.environ.get('XDG_DATA_HOME', ''))
+        if not base.is_absolute():  # as the XDG specification demands
+            base = Path('~/.local/share').expanduser()
+    return base / 'tractor' / 'cookie'
 
 
 def load_cookie() -> bytes:
@@ -211,7 +224,7 @@ def load_cookie() -> bytes:
 
     Raises:
         RuntimeFailure: The file cannot be made or read, is open to others, belongs to
-            somebody else, is a symlink, or holds no key.
+            somebody else, is a symlink, holds no key, or is named by a relative path.
     """
     path = cookie_path()
     key = _cookies.get(path)
