@@ -241,23 +241,49 @@ def test_a_directory_of_another_user_is_refused(base, monkeypatch):
     assert mode_of(base) == 0o755
 
 
-def test_a_parent_of_another_user_is_refused(base, tmp_path, monkeypatch):
-    """Who owns the parent can exchange what is in it, unless it is sticky."""
-    owner = os.lstat(tmp_path).st_uid
-    real = os.stat
-
-    def foreign(path, **kwargs):
-        found = list(real(path, **kwargs))
-        if Path(path) == tmp_path:
-            found[stat.ST_UID] = owner + 1
-        return os.stat_result(found)
-
-    monkeypatch.setattr(_state.os, 'stat', foreign)
-    with unsafe():
+@pytest.mark.parametrize('mode', [0o700, 0o1777])
+def test_a_parent_of_another_user_is_refused(base, tmp_path, monkeypatch, mode):
+    """Who owns the parent can exchange what is in it, also where it is sticky."""
+    tmp_path.chmod(mode)
+    own_parent_by(monkeypatch, tmp_path, os.lstat(tmp_path).st_uid + 1)
+    with unsafe() as caught:
         get_rt_dir()
     assert not base.exists()
+    if sys.platform != 'darwin':
+        assert 'set XDG_RUNTIME_DIR to' in str(caught.value)
+
+
+def test_a_parent_of_root_is_accepted(base, tmp_path, monkeypatch):
+    """Root could do anything anyway; its `/tmp` is sticky."""
     tmp_path.chmod(0o1777)
+    monkeypatch.setattr(os, 'getuid', lambda: 1000)
+    own_parent_by(monkeypatch, tmp_path, 0)
+    _state._check_parent(base)
+
+
+@pytest.mark.parametrize('mode', [0o770, 0o702, 0o777])
+def test_a_parent_that_others_write_to_has_to_be_sticky(base, tmp_path, mode):
+    """Whoever may write to the parent can exchange what is in it."""
+    tmp_path.chmod(mode)
+    with unsafe() as caught:
+        get_rt_dir()
+    assert f'mode {mode:04o}' in str(caught.value)
+    assert not base.exists()
+    tmp_path.chmod(mode | stat.S_ISVTX)
     assert get_rt_dir() == base
+
+
+def own_parent_by(monkeypatch, path, uid):
+    """Have the system say that a directory belongs to some user."""
+    real = os.stat
+
+    def stat_as(asked, **kwargs):
+        found = list(real(asked, **kwargs))
+        if Path(asked) == path:
+            found[stat.ST_UID] = uid
+        return os.stat_result(found)
+
+    monkeypatch.setattr(_state.os, 'stat', stat_as)
 
 
 def test_sub_directories_are_checked_part_by_part(base, tmp_path):

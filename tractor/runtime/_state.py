@@ -283,7 +283,8 @@ def get_rt_dir(subdir: str | Path | None = None, appname: str = 'tractor') -> Pa
         appname: Names the directory.
     Raises:
         ValueError: `subdir` is absolute or contains `..`.
-        PermissionError: A part is a symlink, no directory, or not this user's.
+        PermissionError: A part is a symlink, no directory, or not this user's; or
+            others can exchange the directory.
     """
     below = Path(subdir or '')
     if below.is_absolute() or '..' in below.parts:
@@ -320,12 +321,29 @@ def _make_parents(path: Path) -> None:
 
 
 def _check_parent(path: Path) -> None:
-    """Refuse a directory whose parent's owner could exchange it for another one."""
+    """Refuse a directory that somebody else could exchange for another one."""
     if sys.platform == 'win32':
         return
-    found = os.stat(path.parent)
-    if found.st_uid not in (0, os.getuid()) and not found.st_mode & stat.S_ISVTX:
-        raise _unsafe(path.parent, f'it belongs to uid {found.st_uid}')
+    parent = path.parent
+    found = os.stat(parent)
+    # Being sticky does not bind the owner of the parent.
+    if found.st_uid not in (0, os.getuid()):
+        raise _unsafe(parent, f'it belongs to uid {found.st_uid}', _elsewhere())
+    others_write = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if others_write and not found.st_mode & stat.S_ISVTX:
+        mode = stat.S_IMODE(found.st_mode)
+        why = f'others may exchange what is in it (mode {mode:04o})'
+        raise _unsafe(parent, why, f'forbid others to write to it, or {_elsewhere()}')
+
+
+def _elsewhere() -> str:
+    """Return how a user gets the runtime directory to another place."""
+    if sys.platform == 'darwin':
+        return 'have it made safe'
+    return (
+        'set XDG_RUNTIME_DIR to a directory that only this user can write to, or unset '
+        'it if it was left from another user (as after `sudo -E`)'
+    )
 
 
 def _make_private(path: Path) -> None:
@@ -345,11 +363,11 @@ def _make_private(path: Path) -> None:
         os.chmod(path, 0o700)
 
 
-def _unsafe(path: Path, why: str) -> PermissionError:
+def _unsafe(path: Path, why: str, remedy: str = 'remove it') -> PermissionError:
     kind = 'Darwin' if sys.platform == 'darwin' else 'POSIX'
     return PermissionError(
         f'Unsafe {kind} runtime directory {str(path)!r} for uid {os.getuid()}: {why}; '
-        'remove it'
+        f'{remedy}'
     )
 
 
