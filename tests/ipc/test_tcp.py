@@ -28,6 +28,24 @@ def test_hosts_are_ip_literals(host):
     assert TCPAddress.from_addr((host, 5)).unwrap() == (host, 5)
 
 
+@pytest.mark.parametrize(
+    ('text', 'host'),
+    [
+        ('0:0:0:0:0:0:0:1', '::1'),
+        ('FE80::0001%lo', 'fe80::1%lo'),
+        ('2001:db8::0:1', '2001:db8::1'),
+        ('::ffff:7f00:1', '::ffff:127.0.0.1'),
+    ],
+)
+def test_a_host_has_one_text(text, host):
+    """However it is written, a host is the same address with the same hash."""
+    one, other = TCPAddress.from_addr((text, 5)), TCPAddress(host, 5)
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one.unwrap() == (host, 5)
+    assert TCPAddress('127.0.0.1', 5) != TCPAddress('::ffff:127.0.0.1', 5)
+
+
 @pytest.mark.parametrize('host', ['localhost', '', '1.2.3', 'fe80::1::2', '1.2.3.4%lo'])
 def test_names_are_no_hosts(host):
     """A name would have to be resolved, which is the caller's business."""

@@ -42,7 +42,11 @@ def _family(host: object) -> socket.AddressFamily | None:
 
 
 class TCPAddress(Struct, frozen=True):  # type: ignore[misc]
-    """A host, as an IP literal, and a port; port 0 lets the system choose."""
+    """
+    A host, as an IP literal, and a port; port 0 lets the system choose.
+
+    The literal is kept in its shortest form, so that equal hosts are equal text.
+    """
 
     _host: str
     _port: int
@@ -52,12 +56,17 @@ class TCPAddress(Struct, frozen=True):  # type: ignore[misc]
     def_bindspace: ClassVar[str] = LOOPBACK
 
     def __post_init__(self) -> None:
-        if _family(self._host) is None:
+        family = _family(self._host)
+        if family is None:
             raise ValueError(
                 f'TCP host {self._host!r} is no IP literal; resolve it first'
             )
         if not 0 <= self._port < 2**16:
             raise ValueError(f'TCP port {self._port!r} is not in 0..65535')
+        literal, percent, scope = self._host.partition('%')
+        shortest = socket.inet_ntop(family, socket.inet_pton(family, literal))
+        if shortest != literal:
+            object.__setattr__(self, '_host', f'{shortest}{percent}{scope}')
 
     @classmethod
     def from_addr(cls, addr: Sequence[Any]) -> Self:
