@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from contextlib import suppress
 
 import pytest
@@ -164,6 +165,39 @@ def test_an_authenticated_connection_carries_messages():
 
     connected(client, server)
     assert seen['client'] == seen['server']
+
+
+@pytest.mark.skipif(not hasattr(socket, 'TCP_KEEPIDLE'), reason='not on this platform')
+def test_a_host_that_is_gone_is_missed():
+    """Both sides ask a silent peer for a sign of life, for half a minute in all."""
+    seen = []
+
+    async def either(transport):
+        get = transport.stream.getsockopt
+        assert get(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, interval, count = (
+            get(socket.IPPROTO_TCP, option)
+            for option in (
+                socket.TCP_KEEPIDLE,
+                socket.TCP_KEEPINTVL,
+                socket.TCP_KEEPCNT,
+            )
+        )
+        seen.append(idle + interval * count)
+
+    connected(either, either)
+    assert seen == [30, 30]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='an option of Linux')
+def test_a_live_peer_may_take_its_time():
+    """No option ends a connection because its peer does not read for a while."""
+
+    async def either(transport):
+        option = socket.TCP_USER_TIMEOUT
+        assert transport.stream.getsockopt(socket.IPPROTO_TCP, option) == 0
+
+    connected(either, either)
 
 
 def test_a_client_with_another_cookie_is_refused(cookies, cookie_file):

@@ -2,14 +2,17 @@
 TCP: its addresses, listeners and message stream.
 
 Hosts are IP literals, so nothing here resolves a name.  A port is open to every user of
-the host: each connection begins with the cookie exchange of `_auth`.  `_types` lists
-the transport, the server and channels reach it through there.
+the host: each connection begins with the cookie exchange of `_auth`.  A peer whose host
+is gone without a word is missed within half a minute, or, if something was being sent
+to it, when the system gives up sending (15 minutes on Linux).  `_types` lists the
+transport, the server and channels reach it through there.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Final, Self
 
 import trio
@@ -23,6 +26,31 @@ from tractor.runtime import _state
 
 LOOPBACK: Final = '127.0.0.1'
 REGISTRY_PORT: Final = 1616
+
+# A silent peer is asked whether its host is still there: after a first pause in which
+# nothing came, then again and again, and lost after so many questions without answer.
+KEEPALIVE_IDLE: Final = 15  # seconds
+KEEPALIVE_INTERVAL: Final = 5  # seconds
+KEEPALIVE_COUNT: Final = 3
+
+
+def _keepalive_options() -> list[tuple[int, int, int]]:
+    """Return level, name and value of what this platform has."""
+    # Not among them is TCP_USER_TIMEOUT: it also ends the connection to a live peer
+    # that reads nothing for so long, such as one that is stopped in a debugger.
+    found = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for names, value in (
+        (('TCP_KEEPIDLE', 'TCP_KEEPALIVE'), KEEPALIVE_IDLE),  # the latter on macOS
+        (('TCP_KEEPINTVL',), KEEPALIVE_INTERVAL),
+        (('TCP_KEEPCNT',), KEEPALIVE_COUNT),
+    ):
+        name = next((name for name in names if hasattr(socket, name)), None)
+        if name is not None:
+            found.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    return found
+
+
+_KEEPALIVE: Final = _keepalive_options()
 
 
 def _family(host: object) -> socket.AddressFamily | None:
@@ -156,6 +184,17 @@ class MsgpackTCPStream(MsgpackTransport):
     address_type: ClassVar[type[Any]] = TCPAddress
 
     _role: _auth.Role = 'server'
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        prefix_size: int = 4,
+        codec: MsgCodec | None = None,
+    ) -> None:
+        super().__init__(stream, prefix_size=prefix_size, codec=codec)
+        with suppress(OSError):  # a peer that has gone is met by the first read
+            for option in _KEEPALIVE:
+                stream.setsockopt(*option)
 
     @property
     def maddr(self) -> Any:
