@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -7,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -278,8 +281,8 @@ def test_recycled_pid_is_not_killed(monkeypatch):
 
 
 @pytest.fixture
-def sockets(tmp_path):
-    """Put listening sockets into `tmp_path` by name."""
+def listen(tmp_path):
+    """Listen at a name in `tmp_path` until the end of the test."""
     with ExitStack() as stack:
 
         def make(name: str) -> str:
@@ -291,15 +294,79 @@ def sockets(tmp_path):
         yield make
 
 
-def test_socket_of_a_dead_process_is_orphaned(tmp_path, sockets):
-    """The pid in the name decides; other names are ignored."""
+@pytest.fixture
+def leave(tmp_path):
+    """Leave the socket file of somebody who no longer listens."""
+
+    def make(name: str) -> str:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / name))
+            listener.listen()
+        return str(tmp_path / name)
+
+    return make
+
+
+def test_socket_of_a_dead_process_is_orphaned(tmp_path, leave):
+    """It has the pid in its name; other names are ignored."""
     with dead_pid() as gone:
-        lost = sockets(f'worker@{gone}.sock')
-        sockets(f'worker@{os.getpid()}.sock')
-        sockets('nobody.sock')
-        sockets('worker@x.sock')
+        lost = leave(f'worker@{gone}.sock')
+        leave(f'worker@{os.getpid()}.sock')
+        leave('nobody.sock')
+        leave('worker@x.sock')
         (tmp_path / f'directory@{gone}.sock').mkdir()
         assert _reap.find_orphaned_uds(uds_dir=tmp_path) == [lost]
+
+
+def test_socket_that_somebody_serves_is_not_orphaned(tmp_path, listen):
+    """A number in a name need not be a pid, and a pid may be of another container."""
+    with dead_pid() as gone:
+        served = listen(f'my_registry@{gone}.sock')
+        assert _reap.find_orphaned_uds(uds_dir=tmp_path) == []
+        assert _reap.reap_uds([served], log=pytest.fail) == ([], [])
+    assert os.path.exists(served)
+
+
+def test_socket_that_may_be_served_is_not_orphaned(tmp_path, listen, monkeypatch):
+    """Any failure to connect but a refusal leaves the question open."""
+
+    def connect(sock, path):
+        raise PermissionError
+
+    with dead_pid() as gone:
+        served = listen(f'worker@{gone}.sock')
+        closed_to_us = type('Socket', (socket.socket,), {'connect': connect})
+        monkeypatch.setattr(_reap.socket, 'socket', closed_to_us)
+        assert _reap.find_orphaned_uds(uds_dir=tmp_path) == []
+        assert _reap.reap_uds([served], log=pytest.fail) == ([], [])
+    assert os.path.exists(served)
+
+
+def test_socket_file_is_not_reaped_while_one_is_bound(tmp_path, leave):
+    """Between its bind and its listen a new owner cannot be told from a dead one."""
+    lost = leave('worker@1.sock')
+    directory = os.open(tmp_path, os.O_RDONLY)
+    with ThreadPoolExecutor(1) as pool:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        reaping = pool.submit(_reap.reap_uds, [lost], log=lambda line: None)
+        try:
+            os.unlink(lost)
+            with socket.socket(socket.AF_UNIX) as owner:
+                owner.bind(lost)
+                wait_until(lambda: is_waiting_for_a_lock(tmp_path))
+                owner.listen()
+                fcntl.flock(directory, fcntl.LOCK_UN)
+                assert reaping.result(5) == ([], [])
+        finally:
+            os.close(directory)
+    assert os.path.exists(lost)
+
+
+def is_waiting_for_a_lock(path: Path) -> bool:
+    """Whether this process waits for the lock on a file."""
+    number = f':{path.stat().st_ino} '
+    lines = Path('/proc/locks').read_text().splitlines()
+    return any('->' in line and number in line for line in lines)
 
 
 def test_missing_socket_directory_holds_nothing(tmp_path):

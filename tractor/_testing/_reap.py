@@ -304,12 +304,15 @@ def find_orphaned_uds(
     include_registry_sentinel: bool = False,
 ) -> list[str]:
     """
-    Return the paths of sockets `<name>@<pid>.sock` whose process is dead.
+    Return the paths of sockets `<name>@<pid>.sock` which a dead process left.
+
+    Its pid is not enough: users choose such names for their registries, and a pid says
+    nothing of a process in another container.  Nobody must listen there either.
 
     Args:
         uds_dir: Where to look; `None` means the runtime's own directory.
-        include_registry_sentinel: Also return the default registry's socket, unless
-            somebody answers there.
+        include_registry_sentinel: Also return the default registry's socket, whose
+            number is no pid, if nobody listens there.
     """
     directory = get_uds_dir() if uds_dir is None else uds_dir
     if directory is None or not Path(directory).is_dir():
@@ -321,25 +324,26 @@ def find_orphaned_uds(
         if match is None or path.is_dir():
             continue
         if path.name == _REGISTRY_SENTINEL:
-            dead = include_registry_sentinel and not _somebody_listens(path)
+            dead = include_registry_sentinel
         else:
             dead = not _is_alive(int(match['pid']))
-        if dead:
+        if dead and _is_refused(path):
             orphaned.append(str(path))
     return orphaned
 
 
-def _somebody_listens(path: Path) -> bool:
+def _is_refused(path: str | Path) -> bool:
+    """Return whether it is certain that nobody listens at a socket file."""
     with socket.socket(socket.AF_UNIX) as probe:
-        # A full backlog would block, which only a listener can have.
+        # Never waits: a full backlog is an error, which only a listener can have.
         probe.setblocking(False)
         try:
             probe.connect(str(path))
-        except BlockingIOError:
+        except ConnectionRefusedError:
             return True
         except OSError:
             return False
-    return True
+    return False
 
 
 def reap_uds(
@@ -348,22 +352,42 @@ def reap_uds(
     log: Callable[[str], object] = print,
 ) -> tuple[list[str], list[tuple[str, OSError]]]:
     """
-    Unlink socket files; those already gone are passed over.
+    Unlink socket files; those already gone or in use by now are passed over.
 
     Returns:
         The paths removed, and `(path, error)` of those which could not be.
     """
-    return _unlink_all(paths, log)
+    # Loads the transport and trio, which finding processes does without.
+    from tractor.ipc import _uds
+
+    def unlink(path: str) -> bool:
+        # Between binding and listening a new owner would look like nobody.
+        with _uds._locked(Path(path).parent):
+            if _is_refused(path):
+                os.unlink(path)
+                return True
+        return False
+
+    return _unlink_all(paths, log, unlink)
+
+
+def _unlink(path: str) -> bool:
+    os.unlink(path)
+    return True
 
 
 def _unlink_all(
-    paths: Iterable[str | Path], log: Callable[[str], object]
+    paths: Iterable[str | Path],
+    log: Callable[[str], object],
+    unlink: Callable[[str], bool] = _unlink,
 ) -> tuple[list[str], list[tuple[str, OSError]]]:
+    """Apply `unlink`, which says whether it did, and keep account."""
     unlinked: list[str] = []
     errors: list[tuple[str, OSError]] = []
     for path in map(str, paths):
         try:
-            os.unlink(path)
+            if not unlink(path):
+                continue
         except FileNotFoundError:
             continue
         except OSError as err:
