@@ -108,6 +108,62 @@ def test_record_is_shown_once(monkeypatch):
     assert stderr.getvalue().count('once') == 1
 
 
+@pytest.fixture
+def root_handler():
+    """Install a handler for everything, as `logging.basicConfig()` does."""
+    installed = []
+
+    def install(handler):
+        handler.setFormatter(logging.Formatter('APP %(message)s'))
+        logging.root.addHandler(handler)
+        installed.append(handler)
+        return handler
+
+    yield install
+    for handler in installed:
+        logging.root.removeHandler(handler)
+
+
+@pytest.mark.parametrize('is_first', [True, False])
+def test_the_application_shows_a_record_its_own_way(
+    monkeypatch, root_handler, is_first
+):
+    """Where its handler writes to stderr ours is silent, whichever came first."""
+    stderr = fake_stderr(monkeypatch)
+    if is_first:
+        root_handler(logging.StreamHandler())
+    log = get_console_log('info', name='a', pkg_name=PKG)
+    if not is_first:
+        root_handler(logging.StreamHandler())
+    log.info('once')
+    assert stderr.getvalue() == 'APP once\n'
+
+
+def test_what_the_application_does_not_show_is_shown(monkeypatch, root_handler):
+    """Its handler writes elsewhere, or takes only higher levels, or is not reached."""
+    stderr = fake_stderr(monkeypatch)
+    root_handler(logging.StreamHandler(io.StringIO()))
+    root_handler(logging.StreamHandler()).setLevel('ERROR')
+    log = get_console_log('info', name='a', pkg_name=PKG)
+    log.info('low')
+    log.error('high')
+    _, logs = apply_logspec('b:info', pkg_name=PKG)
+    logs[f'{PKG}.b'].error('unreached')
+    first, second, third = stderr.getvalue().splitlines()
+    assert first.endswith(' low')
+    assert second == 'APP high'
+    assert third.endswith(' unreached')
+    assert not third.startswith('APP')
+
+
+def test_filter_of_the_application_is_asked(monkeypatch, root_handler):
+    """A record which its handler drops is not shown by it."""
+    stderr = fake_stderr(monkeypatch)
+    root_handler(logging.StreamHandler()).addFilter(lambda record: False)
+    get_console_log('info', name='a', pkg_name=PKG).info('dropped there')
+    assert stderr.getvalue().count('dropped there') == 1
+
+
 def test_console_follows_stderr(monkeypatch):
     """When stderr is replaced, even closed, records go to the new one."""
     stderr = fake_stderr(monkeypatch)

@@ -2,13 +2,15 @@
 What is shown on the console: the stderr handler, and the log specs of command lines.
 
 Loaded by `log` when a level is given, since it brings colorlog.  A record reaches
-a stream once, however many loggers on its way have a handler.
+a stream once, however many loggers on its way have a handler, be it one of ours or
+one that the application has installed for everything it logs.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
 from typing import TextIO
 
 import colorlog
@@ -69,11 +71,36 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
         self._fixed = stream
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, unless a logger nearer to its source has done so."""
-        shown_on = id(self.stream)
-        if getattr(record, 'console_stream', None) != shown_on:
-            record.console_stream = shown_on
-            super().emit(record)
+        """Write a record, unless another handler on its way writes it there."""
+        stream = self.stream
+        if getattr(record, 'console_stream', None) == id(stream):
+            return
+        if any(_shows(handler, record, stream) for handler in _passed_by(record)):
+            return
+        record.console_stream = id(stream)
+        super().emit(record)
+
+
+def _passed_by(record: logging.LogRecord) -> Iterator[logging.Handler]:
+    """Yield the handlers that a record gets to, whenever they were installed."""
+    # Not by `getLogger()`: its lock may be held by one who waits for this handler's.
+    known = logging.Logger.manager.loggerDict.get(record.name)
+    logger: logging.Logger | None = logging.root
+    if isinstance(known, logging.Logger):
+        logger = known
+    while logger is not None:
+        yield from logger.handlers
+        logger = logger.parent if logger.propagate else None
+
+
+def _shows(handler: logging.Handler, record: logging.LogRecord, stream: TextIO) -> bool:
+    """Return whether a handler of the application writes a record to a stream."""
+    return (
+        not isinstance(handler, ConsoleHandler)
+        and getattr(handler, 'stream', None) is stream
+        and record.levelno >= handler.level
+        and bool(handler.filter(record))
+    )
 
 
 def parse_logspec(
