@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import tractor.experimental
 from tractor._exceptions import TransportClosed
-from tractor.experimental import msgpub
+from tractor.experimental import _pubsub, msgpub
 
 
 class FakeContext:
@@ -22,9 +22,16 @@ class FakeContext:
     def __init__(self) -> None:
         self.got: list[Any] = []
         self.is_lost = False
+        # Replaced by an unset one while it takes nothing.
+        self.takes = trio.Event()
+        self.takes.set()
+
+    def stop(self) -> None:
+        """Take nothing until `takes` is set."""
+        self.takes = trio.Event()
 
     async def _send_yield(self, data: Any) -> None:
-        await trio.lowlevel.checkpoint()
+        await self.takes.wait()
         if self.is_lost:
             raise TransportClosed('the peer is gone')
         self.got.append(data)
@@ -65,6 +72,7 @@ class Subscriber:
         self.ctx = FakeContext()
         self.scope = trio.CancelScope()
         self.is_done = False
+        self.error: Exception | None = None
         self._publisher = publisher
         self._kwargs = {'topics': topics, **kwargs}
 
@@ -74,8 +82,12 @@ class Subscriber:
 
     async def run(self) -> None:
         with self.scope:
-            await self._publisher.endpoint(ctx=self.ctx, **self._kwargs)
-            self.is_done = True
+            try:
+                await self._publisher.endpoint(ctx=self.ctx, **self._kwargs)
+            except (ValueError, trio.TooSlowError) as exc:
+                self.error = exc
+            else:
+                self.is_done = True
 
     async def leave(self) -> None:
         self.scope.cancel()
@@ -92,7 +104,7 @@ async def subscribe(
     return subscriber
 
 
-def run(main, *args):
+def run(main, *args, clock: trio.abc.Clock | None = None):
     """Run an async test, end what still runs, under a deadline."""
 
     async def bounded():
@@ -101,7 +113,7 @@ def run(main, *args):
                 await main(tn, *args)
                 tn.cancel_scope.cancel()
 
-    trio.run(bounded)
+    trio.run(bounded, clock=clock)
 
 
 # -- decoration ----------------------------------------------------------------
@@ -148,8 +160,6 @@ def test_decorated_function_is_a_streaming_endpoint(decorator):
 
 def test_package_exports_msgpub_alone():
     """It is an alias of the decorator's short name."""
-    from tractor.experimental import _pubsub
-
     assert tractor.experimental.__all__ == ['msgpub']
     assert msgpub is _pubsub.pub
 
@@ -319,20 +329,11 @@ def test_error_of_the_generator_is_raised_in_the_run_that_had_it():
 
     async def main(tn):
         publisher = Publisher()
-        errors = []
-
-        async def failing():
-            try:
-                await publisher.endpoint(ctx=FakeContext(), topics=['t'])
-            except ValueError as exc:
-                errors.append(exc)
-
-        tn.start_soon(failing)
-        await wait_all_tasks_blocked()
+        first = await subscribe(tn, publisher, ['t'])
         second = await subscribe(tn, publisher, ['t'])
         error = ValueError('mine')
         await publisher.publish(error)
-        assert errors == [error]
+        assert first.error is error
         assert len(publisher.runs) == 2
         await publisher.publish({'t': 1})
         assert second.got == [{'t': 1}]
@@ -390,3 +391,157 @@ def test_lost_subscriber_in_line_does_not_restart_the_run():
         assert len(publisher.runs) == 1
 
     run(main)
+
+
+# -- slow subscribers ----------------------------------------------------------
+
+
+def test_stopped_subscriber_is_dropped(caplog):
+    """The others wait for it once and then go on; it learns what happened."""
+
+    async def main(tn):
+        publisher = Publisher()
+        good = await subscribe(tn, publisher, ['a'])
+        stopped = await subscribe(tn, publisher, ['a', 'b'])
+        stopped.ctx.stop()
+        await publisher.publish({'a': 1, 'b': 1})
+        await publisher.publish({'a': 2, 'b': 2})
+        assert good.got == [{'a': 1}]
+        await trio.sleep(1.1 * _pubsub._PATIENCE)
+        await wait_all_tasks_blocked()
+        assert good.got == [{'a': 1}, {'a': 2}]
+        assert publisher.get_topics() == ('a',)
+        assert [r.levelname for r in caplog.records] == ['WARNING']
+        assert caplog.records[0].args == (['a', 'b'], _pubsub._PATIENCE)
+
+        assert stopped.error is None
+        stopped.ctx.takes.set()
+        await wait_all_tasks_blocked()
+        assert stopped.got == [{'a': 1}, {'b': 1}]
+        assert isinstance(stopped.error, trio.TooSlowError)
+        assert len(publisher.runs) == 1
+
+    run(main, clock=MockClock(autojump_threshold=0.01))
+
+
+def test_dropped_subscriber_that_runs_the_generator():
+    """The run goes on as long as it is stuck, and is then taken over by the next."""
+
+    async def main(tn):
+        publisher = Publisher()
+        stopped = await subscribe(tn, publisher, ['a'])
+        good = await subscribe(tn, publisher, ['a'])
+        stopped.ctx.stop()
+        await publisher.publish({'a': 1})
+        await trio.sleep(1.1 * _pubsub._PATIENCE)
+        await publisher.publish({'a': 2})
+        assert len(publisher.runs) == 1
+        stopped.ctx.takes.set()
+        await wait_all_tasks_blocked()
+        assert isinstance(stopped.error, trio.TooSlowError)
+        assert len(publisher.runs) == 2
+        await publisher.publish({'a': 3})
+        assert good.got == [{'a': 1}, {'a': 2}, {'a': 3}]
+
+    run(main, clock=MockClock(autojump_threshold=0.01))
+
+
+def test_several_stopped_subscribers_cost_the_time_of_one():
+    """They are waited for at once, not in turn."""
+
+    async def main(tn):
+        publisher = Publisher()
+        good = await subscribe(tn, publisher, ['a'])
+        for _ in range(10):
+            (await subscribe(tn, publisher, ['a'])).ctx.stop()
+        await publisher.publish({'a': 1})
+        await publisher.publish({'a': 2})
+        assert good.got == [{'a': 1}]
+        await trio.sleep(1.1 * _pubsub._PATIENCE)
+        assert good.got == [{'a': 1}, {'a': 2}]
+
+    run(main, clock=MockClock(autojump_threshold=0.01))
+
+
+def test_slow_subscriber_is_waited_for():
+    """One that takes a packet now and then gets each, in order, and sets the pace."""
+
+    async def main(tn):
+        publisher = Publisher()
+        good = await subscribe(tn, publisher, ['a'])
+        slow = await subscribe(tn, publisher, ['a'])
+        for number in range(5):
+            slow.ctx.stop()
+            await publisher.publish({'a': number})
+            await publisher.publish({'a': -number})
+            await trio.sleep(0.9 * _pubsub._PATIENCE)
+            assert good.got[-1] == {'a': number}
+            slow.ctx.takes.set()
+            await wait_all_tasks_blocked()
+        assert good.got == slow.got
+        assert slow.got == [{'a': s * n} for n in range(5) for s in (1, -1)]
+
+    run(main, clock=MockClock(autojump_threshold=0.01))
+
+
+def test_pause_of_the_publisher_drops_nobody():
+    """Of the time in which this process did not run only a half is counted."""
+
+    async def main(tn):
+        clock = trio.lowlevel.current_clock()
+        publisher = Publisher()
+        only = await subscribe(tn, publisher, ['a'])
+        only.ctx.stop()
+        await publisher.publish({'a': 1})
+        clock.jump(2 * _pubsub._PATIENCE)
+        await wait_all_tasks_blocked()
+        only.ctx.takes.set()
+        await publisher.publish({'a': 2})
+        assert only.got == [{'a': 1}, {'a': 2}]
+
+    run(main, clock=MockClock())
+
+
+def test_leaver_is_not_waited_for():
+    """When a stuck subscriber is cancelled the next value goes out at once."""
+
+    async def main(tn):
+        publisher = Publisher()
+        stuck = await subscribe(tn, publisher, ['a'])
+        good = await subscribe(tn, publisher, ['a'])
+        stuck.ctx.stop()
+        await publisher.publish({'a': 1})
+        await publisher.publish({'a': 2})
+        await stuck.leave()
+        assert len(publisher.runs) == 2
+        await publisher.publish({'a': 3})
+        assert good.got == [{'a': 1}, {'a': 3}]
+
+    run(main, clock=MockClock())
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_last_value_is_sent_before_the_end(fails: bool):
+    """Also to a dropped subscriber; then it gets the generator's error, or its own."""
+
+    async def main(tn):
+        publisher = Publisher()
+        slow = await subscribe(tn, publisher, ['a', 'b'])
+        other = await subscribe(tn, publisher, ['a'])
+        slow.ctx.stop()
+        await publisher.publish({'a': 1, 'b': 1})
+        await trio.sleep(1.1 * _pubsub._PATIENCE)
+        error = ValueError('mine')
+        if fails:
+            await publisher.publish(error)
+        else:
+            publisher.send.close()
+            await wait_all_tasks_blocked()
+        assert other.is_done is not fails
+        assert slow.error is None
+        slow.ctx.takes.set()
+        await wait_all_tasks_blocked()
+        assert slow.got == [{'a': 1}, {'b': 1}]
+        assert slow.error is error if fails else type(slow.error) is trio.TooSlowError
+
+    run(main, clock=MockClock(autojump_threshold=0.01))

@@ -7,6 +7,11 @@ subscriber and one task of the publishing actor; all calls with one task name sh
 its lock.  So the generator starts with the first subscriber, and if the one that runs
 it is cancelled, the next one in line starts it anew.
 
+A value goes to all subscribers at once, and the generator goes on when each has taken
+it: so it is as fast as the slowest, and may reuse what it has yielded.  One that takes
+nothing for a second is dropped, lest a stopped process stop all the others.  Its call
+stays where it is, in the middle of a send, and fails when the channel gets free.
+
 Invariant: a subscriber is in the feed exactly as long as its call runs and its channel
 takes messages, and `get_topics()` tells the topics of those who are.  Used by
 applications, as `tractor.experimental.msgpub`.
@@ -25,15 +30,19 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import aclosing
-from typing import Any, Protocol, cast, overload
+from typing import Any, Final, Protocol, cast, overload
 from weakref import WeakValueDictionary
 
 import trio
 
 from tractor._exceptions import TransportClosed
 from tractor.log import get_logger
+from tractor.trionics._beg import collapse_eg, raise_as_is
 
 log = get_logger(__name__)
+
+# Seconds for which one subscriber may hold up all the others of its feed.
+_PATIENCE: Final = 1.0
 
 type Topics = tuple[Hashable, ...]
 type Publisher = Callable[..., AsyncGenerator[Mapping[Any, Any], None]]
@@ -55,9 +64,22 @@ class Endpoint(Protocol):
 
 
 class _Subscriber:
-    """One call of an endpoint: what it wants and where it goes."""
+    """
+    One call of an endpoint: what it wants and where it goes.
 
-    __slots__ = ('_ctx', '_packetizer', 'topics')
+    What is published to it is sent by a task of that call, so that it can be slow, or
+    be cancelled in the middle of a send, without a share in it for anybody else.
+    """
+
+    __slots__ = (
+        '_ctx',
+        '_inbox',
+        '_packetizer',
+        '_packets',
+        'is_late',
+        'sent',
+        'topics',
+    )
 
     def __init__(
         self, ctx: Any, topics: Iterable[Hashable], packetizer: Packetizer | None
@@ -68,13 +90,52 @@ class _Subscriber:
         # In the caller's order, without duplicates.
         self.topics = dict.fromkeys(topics)
         self._packetizer = packetizer
+        # One value at most: the next comes when `sent` is set, or never.
+        self._inbox: trio.MemorySendChannel[list[Any]]
+        self._packets: trio.MemoryReceiveChannel[list[Any]]
+        self._inbox, self._packets = trio.open_memory_channel(1)
+        # Set when nothing is under way, or nothing ever will be.
+        self.sent = trio.Event()
+        # It was dropped while a packet was under way.
+        self.is_late = False
 
-    async def send(self, topic: Hashable, data: Any) -> None:
+    def publish(self, value: Mapping[Any, Any]) -> bool:
+        """Hand over what it subscribed to, and return whether there is any."""
         make = self._packetizer
-        packet = {topic: data} if make is None else make(topic, data)
-        # A context's own public way warns that it is deprecated.
-        send = getattr(self._ctx, '_send_yield', None) or self._ctx.send_yield
-        await send(packet)
+        packets = [
+            {topic: data} if make is None else make(topic, data)
+            for topic, data in value.items()
+            if topic in self.topics
+        ]
+        if packets:
+            self.sent = trio.Event()
+            self._inbox.send_nowait(packets)
+        return bool(packets)
+
+    def close(self) -> None:
+        """Publish nothing more; what was published is still sent."""
+        self._inbox.close()
+        self.sent.set()
+
+    async def deliver(self) -> None:
+        """
+        Send what is published to it, in order, until it is closed.
+
+        Raises:
+            TooSlowError: It was dropped, and took its last packet in the end.
+        """
+        with self._packets:
+            async for packets in self._packets:
+                # A context's own public way warns that it is deprecated.
+                send = getattr(self._ctx, '_send_yield', None) or self._ctx.send_yield
+                for packet in packets:
+                    await send(packet)
+                self.sent.set()
+        if self.is_late:
+            raise trio.TooSlowError(
+                f'a subscriber of {list(self.topics)!r} was dropped: it did not take a'
+                f' packet for {_PATIENCE:g} s; receive faster, or buffer more'
+            )
 
 
 class _Feed:
@@ -96,14 +157,40 @@ class _Feed:
         self, subscriber: _Subscriber, publisher: Publisher, kwargs: dict[str, Any]
     ) -> None:
         """Run the generator, or wait for its end; take over when its run is cut."""
+        error: Exception | None = None
         self.subscribers[subscriber] = None
+        async with collapse_eg(add_notes=False), trio.open_nursery() as tn:
+            tn.start_soon(self._deliver, subscriber)
+            try:
+                async with self.lock:
+                    # The run of another may have ended, or found the channel lost.
+                    if subscriber in self.subscribers:
+                        await self._run(publisher(get_topics=self.get_topics, **kwargs))
+            except Exception as exc:
+                # Raised when all that was published before has been sent, and
+                # more to the point than that this took long.
+                error = exc
+                subscriber.is_late = False
+            finally:
+                self._remove(subscriber)
+        if error is not None:
+            raise_as_is(error)
+
+    async def _deliver(self, subscriber: _Subscriber) -> None:
         try:
-            async with self.lock:
-                # The run of another may have ended, or found the channel lost.
-                if subscriber in self.subscribers:
-                    await self._run(publisher(get_topics=self.get_topics, **kwargs))
+            await subscriber.deliver()
+        except (
+            TransportClosed,
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+        ) as exc:
+            log.cancel('subscriber of %r lost: %s', list(subscriber.topics), exc)
         finally:
-            self.subscribers.pop(subscriber, None)
+            self._remove(subscriber)
+
+    def _remove(self, subscriber: _Subscriber) -> None:
+        self.subscribers.pop(subscriber, None)
+        subscriber.close()
 
     async def _run(self, values: AsyncGenerator[Mapping[Any, Any], None]) -> None:
         async with aclosing(values):
@@ -116,22 +203,24 @@ class _Feed:
                 self.subscribers.clear()
 
     async def _publish(self, value: Mapping[Any, Any]) -> None:
-        for topic, data in value.items():
-            for subscriber in tuple(self.subscribers):
-                # Asked for each one: it may have left during the last send.
-                if topic not in subscriber.topics or (
-                    subscriber not in self.subscribers
-                ):
-                    continue
-                try:
-                    await subscriber.send(topic, data)
-                except (
-                    TransportClosed,
-                    trio.BrokenResourceError,
-                    trio.ClosedResourceError,
-                ) as exc:
-                    log.cancel('subscriber of %r lost: %s', topic, exc)
-                    self.subscribers.pop(subscriber, None)
+        """Send to all at once; the generator goes on when they have taken it."""
+        addressed = [s for s in tuple(self.subscribers) if s.publish(value)]
+        # In two halves, so that a pause of this very process, which uses up one
+        # of them, does not count as theirs.
+        for _ in range(2):
+            with trio.move_on_after(_PATIENCE / 2):
+                for subscriber in addressed:
+                    await subscriber.sent.wait()
+                return
+        for subscriber in addressed:
+            if not subscriber.sent.is_set():
+                log.warning(
+                    'subscriber of %r dropped: it did not take a packet for %g s',
+                    list(subscriber.topics),
+                    _PATIENCE,
+                )
+                subscriber.is_late = True
+                self._remove(subscriber)
 
 
 @overload
@@ -155,7 +244,8 @@ def pub(
     `portal.open_stream_from(fn, topics=[...])`; each subscriber of a topic gets
     `{topic: data}`.  The generator starts with the first subscriber and is ended when
     no topic is left; when it returns, all subscriptions end.  If the subscription
-    that runs it is cancelled, another one starts it anew.
+    that runs it is cancelled, another one starts it anew.  A subscriber that does not
+    take a packet for a second is dropped, and gets a `trio.TooSlowError`.
 
     The endpoint takes, by keyword:
         ctx: Where to send, by its `send_yield()`; implicit for remote callers.
