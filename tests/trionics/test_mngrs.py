@@ -96,6 +96,49 @@ def test_same_arguments_of_another_function_are_another_context(kit):
     kit.run(main)
 
 
+def test_method_is_one_function_for_each_object(kit):
+    """Each look-up binds it anew, yet it is the object and the method that count."""
+
+    class Pool:
+        opened = 0
+
+        @asynccontextmanager
+        async def connection(self):
+            self.opened += 1
+            yield self
+
+        @asynccontextmanager
+        async def other(self):
+            yield self
+
+        @classmethod
+        @asynccontextmanager
+        async def shared(cls):
+            yield cls
+
+    async def user(tn):
+        pool, second = Pool(), Pool()
+        async with (
+            maybe_open_context(pool.connection, tn=tn) as first,
+            maybe_open_context(pool.connection, tn=tn) as again,
+            maybe_open_context(second.connection, tn=tn) as of_second,
+            maybe_open_context(pool.other, tn=tn) as of_other,
+            maybe_open_context(pool.shared, tn=tn) as of_class,
+            maybe_open_context(second.shared, tn=tn) as of_class_again,
+        ):
+            assert (first, again) == ((False, pool), (True, pool))
+            assert of_second == (False, second)
+            assert of_other == (False, pool)
+            assert (of_class, of_class_again) == ((False, Pool), (True, Pool))
+        assert pool.opened == 1
+
+    async def main():
+        async with kit.services() as tn:
+            await kit.in_task(user, tn)
+
+    kit.run(main)
+
+
 def test_unhashable_arguments_need_a_key(kit):
     """The error names the remedy."""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from types import FunctionType, MappingProxyType
+from types import FunctionType, MappingProxyType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -213,7 +213,7 @@ class _Slot:
     __slots__ = ('acm_func', 'claims', 'lock', 'resource')
 
     def __init__(self, acm_func: Opener[Any]) -> None:
-        # Kept, since the key holds only its id.
+        # Kept, since the key holds only ids.
         self.acm_func = acm_func
         # Callers inside `maybe_open_context()`: waiting, using or leaving.
         self.claims = 0
@@ -278,7 +278,7 @@ class _Slot:
 
 
 # The contexts which are open in this process, by function and arguments.
-_slots: Final[dict[tuple[int, Hashable], _Slot]] = {}
+_slots: Final[dict[tuple[Hashable, Hashable], _Slot]] = {}
 
 
 @asynccontextmanager
@@ -298,7 +298,8 @@ async def maybe_open_context[T](
     When the context fails while in use, the bodies of its users are cancelled.
 
     Args:
-        acm_func: Returns the context; called with `kwargs` by the first user.
+        acm_func: Returns the context; called with `kwargs` by the first user.  The
+            same function, or method of the same object, is what users share.
         kwargs: Its arguments; without `key` their values have to be hashable.
         key: What tells contexts of one function apart: a value, or a function which
             is called with `kwargs` and returns it; falsy means `kwargs` themselves.
@@ -336,7 +337,7 @@ def _slot_key(
     acm_func: Opener[Any],
     kwargs: Mapping[str, Any],
     key: Hashable | Callable[..., Hashable],
-) -> tuple[int, Hashable]:
+) -> tuple[Hashable, Hashable]:
     if isinstance(key, FunctionType):
         chosen = key(**kwargs)
     else:
@@ -348,7 +349,15 @@ def _slot_key(
             f'maybe_open_context({acm_func!r}): {chosen!r} cannot be a key: {exc};'
             ' pass a hashable `key=`, or a function that makes one from the kwargs'
         ) from exc
-    return id(acm_func), chosen
+    return _identity(acm_func), chosen
+
+
+def _identity(acm_func: Opener[Any]) -> Hashable:
+    """Return what tells functions apart as long as this one is kept."""
+    if isinstance(acm_func, MethodType):
+        # Each look-up of a method binds it anew.
+        return id(acm_func.__self__), id(acm_func.__func__)
+    return id(acm_func)
 
 
 def _service_nursery() -> trio.Nursery:
