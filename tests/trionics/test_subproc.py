@@ -180,15 +180,74 @@ def test_lines_are_split_trimmed_and_decoded(
     assert lines == [f'[x:out] {line}' for line in expected]
 
 
-def test_line_arrives_whole_however_it_was_written(lines: list[str]):
-    """A line, and a character of it, may come in pieces."""
-    code = (
-        'import os, time\n'
-        'for part in (b"on", b"e \\xc3", b"\\xa4\\ntwo"):\n'
-        '    os.write(1, part); time.sleep(.02)\n'
-    )
-    supervise(python(code), label='x', relay_stdout=True)
-    assert lines == ['[x:out] one ä', '[x:out] two']
+class Pipe(trio.abc.ReceiveStream):
+    """A pipe of which each read brings one of the given pieces."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = iter((*pieces, b''))
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return next(self._pieces)
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+def relayed(*pieces: bytes) -> list[str]:
+    """Return the lines which are relayed of a pipe."""
+    lines: list[bytes] = []
+    trio.run(_subproc._Drain(lines.append).read, Pipe(*pieces))
+    return [line.decode() for line in lines]
+
+
+def test_line_arrives_whole_however_it_was_written():
+    """A line, its end, and a character of it, may come in pieces."""
+    pieces = [b'on', b'e \xc3', b'\xa4', b'\r', b'\n', b'two\nthr', b'ee']
+    assert relayed(*pieces) == ['one ä', 'two', 'three']
+
+
+def test_line_without_end_is_not_kept_without_limit():
+    """It is relayed in pieces, long before it ends."""
+    lines: list[bytes] = []
+    drain = _subproc._Drain(lines.append)
+    chunk = b'x' * 64 * 1024
+    for _ in range(100):
+        drain._take(chunk)
+        assert len(drain._partial) <= _subproc._LONGEST_LINE + 1
+    drain._take(b'\nnext')
+    assert b''.join(lines) == chunk * 100
+    assert {len(line) for line in lines[:-1]} == {_subproc._LONGEST_LINE}
+
+
+@pytest.mark.parametrize(
+    ('written', 'expected'),
+    [
+        ('x' * 8 + '\r\n', ['x' * 8]),
+        ('x' * 8 + '\n', ['x' * 8]),
+        ('x' * 10 + '\r\n\n', ['x' * 8, 'xx', '']),
+        ('1234567\r' * 2 + 'xx\n', ['1234567\r', '1234567\r', 'xx']),
+        ('äöüß€' * 2, ['äöüß', '€äö', 'üß€']),
+        ('1234567😀😀😀', ['1234567', '😀😀', '😀']),
+    ],
+)
+def test_long_line_is_cut_between_characters(
+    monkeypatch: pytest.MonkeyPatch, written: str, expected: list[str]
+):
+    """Nothing is lost or added, and the end of the line is no piece of its own."""
+    monkeypatch.setattr(_subproc, '_LONGEST_LINE', 8)
+    data = written.encode()
+    assert relayed(data) == expected
+    assert relayed(*(data[i : i + 1] for i in range(len(data)))) == expected
+
+
+def test_bytes_that_are_no_text_are_cut_anywhere(monkeypatch: pytest.MonkeyPatch):
+    """No search for the start of a character goes on for ever."""
+    monkeypatch.setattr(_subproc, '_LONGEST_LINE', 8)
+    lines: list[bytes] = []
+    trio.run(_subproc._Drain(lines.append).read, Pipe(b'\x80' * 30))
+    assert b''.join(lines) == b'\x80' * 30
+    assert max(map(len, lines)) <= 9
 
 
 @pytest.mark.parametrize('stream', ['out', 'err'])
@@ -306,13 +365,14 @@ def test_cancelled_program_is_ended_while_its_output_is_read(
 ):
     """It gets SIGTERM, and may get rid of more than a pipe holds before it ends."""
     code = (
-        'import os, signal, sys\n'
+        'import os, signal, sys, time\n'
         'def end(*_):\n'
         '    for _ in range(4): os.write(1, b"x" * 50_000)\n'
         '    sys.exit(0)\n'
         'signal.signal(signal.SIGTERM, end)\n'
         'os.write(1, b"ready\\n")\n'
-        'while True: signal.pause()\n'
+        # One that comes just before `signal.pause()` would be slept over.
+        'while True: time.sleep(.01)\n'
     )
     process, lines = cancel_after_first_line(python(code), monkeypatch)
     assert process.returncode == 0

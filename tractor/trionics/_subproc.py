@@ -29,6 +29,9 @@ type Command = str | bytes | os.PathLike[str] | Sequence[str | bytes | os.PathLi
 # How much of a program's stderr its error keeps, in bytes: the end of it.
 _STDERR_TAIL: Final = 16 * 1024
 
+# How much of a line is kept waiting for its end, in bytes.
+_LONGEST_LINE: Final = 1024 * 1024
+
 _UNSET: Final[Any] = object()
 
 
@@ -56,7 +59,8 @@ async def supervise_run_process(
         cmd: The program and its arguments, or a shell command with `shell=True`.
         check: Raise if the exit status is not zero.  Its stderr is kept for that.
         label: Prefix of its log records; `None` means the command itself.
-        relay_stdout: Log each line of stdout as `[<label>:out] <line>`.
+        relay_stdout: Log each line of stdout as `[<label>:out] <line>`; a line above
+            1 MiB in several pieces.
         relay_stderr: Log each line of stderr as `[<label>:err] <line>`.
         relay_level: Name of the method of this module's `log` that is called.
         stdout: Where stdout goes when it is not relayed; by default nowhere.
@@ -126,7 +130,7 @@ async def _run(
 
 def _relay(prefix: str, level: str, line: bytes) -> None:
     # The level is looked up for each line, so that a replaced method takes effect.
-    getattr(log, level)(prefix + line.rstrip(b'\r').decode(errors='replace'))
+    getattr(log, level)(prefix + line.decode(errors='replace'))
 
 
 def _command_text(cmd: Command) -> str:
@@ -158,8 +162,8 @@ class _Drain:
     ) -> None:
         self._emit = emit
         self._tail_size = tail_size
-        # Pieces of the line that is not complete yet.
-        self._partial: list[bytes] = []
+        # The line that is not complete yet.
+        self._partial = bytearray()
         # The last `tail_size` bytes.
         self.tail = bytearray()
         self.scope = trio.CancelScope(shield=True)
@@ -183,13 +187,31 @@ class _Drain:
             return
         *ends, rest = data.split(b'\n')
         for end in ends:
-            self._partial.append(end)
+            self._add(end)
             self._end_line()
-        if rest:
-            self._partial.append(rest)
+        self._add(rest)
+
+    def _add(self, data: bytes) -> None:
+        self._partial += data
+        # By more than one byte: what is left must not be a lone CR.
+        while len(self._partial) > _LONGEST_LINE + 1:
+            self._emit_first(_character_start(self._partial, _LONGEST_LINE))
 
     def _end_line(self) -> None:
-        line = b''.join(self._partial)
-        self._partial.clear()
+        line = self._partial
+        self._emit_first(len(line.rstrip(b'\r')))
+        line.clear()
+
+    def _emit_first(self, size: int) -> None:
+        piece = bytes(self._partial[:size])
+        del self._partial[:size]
         if self._emit is not None:
-            self._emit(line)
+            self._emit(piece)
+
+
+def _character_start(text: bytearray, at: int) -> int:
+    """Return where the UTF-8 character starts which has its part at `at`."""
+    start = at
+    while start > at - 3 and text[start] & 0xC0 == 0x80:
+        start -= 1
+    return start
