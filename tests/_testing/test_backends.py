@@ -282,12 +282,14 @@ def test_mode(subint_gil):
     [
         (('--spawn-backend=all',), ('auto', 'auto'), ' subint_gil=auto'),
         (('--spawn-backend=all', '--subint-gil=own'), ('own', 'own'), '=own'),
-        (('--spawn-backend=trio,mp_spawn', '--subint-gil=own'), ('own', None), ''),
+        (('--spawn-backend=trio,mp_spawn', '--subint-gil=own'), ('own', 'own'), '=own'),
+        (('--subint-gil=shared',), ('shared', 'shared'), ' subint_gil=shared'),
         ((), ('auto', None), ''),
     ],
 )
 def test_mode_is_set_for_actors_in_interpreters(run_fake, arguments, expected, shown):
-    """If one of the asked backends has such actors; the header shows it then only."""
+    """If one of the asked backends has such actors, or it was given: a test may start
+    one on its own account.  The header shows it then only."""
     run = run_fake(*arguments, source=GIL.format(expected=expected))
     assert run.returncode == 0, run.stdout + run.stderr
     [header] = re.findall(r'^tractor: spawn_backend=.*$', run.stdout, re.M)
@@ -301,3 +303,56 @@ def test_unknown_mode_is_a_usage_error(run_fake):
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
     assert "invalid choice: 'none'" in run.stderr
     assert 'shared' in run.stderr
+
+
+# -- the end of a session --------------------------------------------------------------
+
+# A session in the process of another, which was started with settings of its own.
+NESTED = """
+import logging, os
+import pytest
+from tractor import log
+from tractor.runtime import _state
+from tractor.spawn import _spawn
+
+pytest_plugins = 'pytester'
+
+INNER = (
+    'import os\\n'
+    'def test_it(tpt_proto):\\n'
+    '    assert "TRACTOR_ENABLE_STACKSCOPE" not in os.environ\\n'
+)
+
+def settings():
+    loggers = [logging.getLogger(name) for name in ('tractor', 'tractor.ipc')]
+    return (
+        _spawn._spawn_method, _spawn._ctx, _state.subint_gil(),
+        _state._def_tpt_proto, log._default_loglevel,
+        [(one.level, one.propagate, list(one.handlers)) for one in loggers],
+        os.environ.get('TRACTOR_ENABLE_STACKSCOPE'),
+    )
+
+@pytest.mark.parametrize(
+    ('arguments', 'status'),
+    [
+        (['--spawn-backend=mp_spawn', '--subint-gil=own', '--tpt-proto=uds'], 0),
+        (['--spawn-backend=mp_spawn,trio', '--tl=info'], 0),
+        (['--tl=ipc:info'], 0),
+        (['--spawn-backend=mp_spawn,quantum', '--subint-gil=own'], 4),
+    ],
+)
+def test_session(pytester, monkeypatch, arguments, status):
+    monkeypatch.setenv('TRACTOR_ENABLE_STACKSCOPE', '1')
+    before = settings()
+    pytester.makepyfile(INNER)
+    run = pytester.inline_run('-p', 'tractor._testing.pytest', *arguments)
+    assert run.ret == status
+    assert settings() == before
+"""
+
+
+def test_session_leaves_the_process_as_it_was(run_pytest):
+    """Also one that runs inside of another, as a suite's own tests of plugins do."""
+    run = run_pytest(NESTED, '--tl=error')
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert '4 passed' in run.stdout

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -126,15 +127,25 @@ def select(config: pytest.Config) -> Backends:
     """
     Find out which of the asked backends are there, and make the first of those active.
 
-    The GIL mode of the session becomes that of the process if a backend has one.
-    Afterwards `config.option.spawn_backend` is its key.
+    The GIL mode of the session becomes that of the process, if a backend has one or the
+    command line says so, for tests which start an actor on another backend themselves.
+    Both are set back at the end of the session.  Afterwards
+    `config.option.spawn_backend` is its key.
 
     Raises:
         pytest.UsageError: A key is unknown, or this interpreter lacks all of them.
     """
     # Importing the plugin must not load the runtime, and trio with it.
-    from tractor.spawn._spawn import try_set_start_method
+    from tractor.spawn import _spawn
 
+    try_set_start_method = _spawn.try_set_start_method
+    active = _spawn._spawn_method
+
+    def set_back() -> None:
+        if _spawn._spawn_method != active:
+            try_set_start_method(active)
+
+    config.add_cleanup(set_back)
     backends = Backends(_expand(given_keys(config.option) or [DEFAULT]), {})
     for key in backends.keys:
         try:
@@ -150,13 +161,19 @@ def select(config: pytest.Config) -> Backends:
         )
     if backends.several:
         try_set_start_method(backends.first)  # type: ignore[arg-type]
-    if backends.in_interpreters:
-        # By name: a runtime without such a backend has no such function either.
+    if shows_gil(config, backends) and 'subint' in known():
+        # By name: a runtime without such a backend has no such functions either.
         state = import_module('tractor.runtime._state')
+        config.add_cleanup(partial(state.set_subint_gil, state.subint_gil()))
         state.set_subint_gil(config.option.subint_gil)
     config.option.spawn_backend = backends.first
     config.stash[KEY] = backends
     return backends
+
+
+def shows_gil(config: pytest.Config, backends: Backends) -> bool:
+    """Tell whether it matters to the session whose GIL sub-interpreters have."""
+    return backends.in_interpreters or config.option.subint_gil != GIL_MODES[0]
 
 
 def _expand(given: list[str]) -> list[str]:

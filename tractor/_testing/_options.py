@@ -51,8 +51,8 @@ def add_options(parser: pytest.Parser) -> None:
         dest='subint_gil',
         choices=_backends.GIL_MODES,
         default=_backends.GIL_MODES[0],
-        help='whose GIL actors in sub-interpreters have (default: %(default)s); '
-        'without effect on other backends',
+        help='whose GIL actors in sub-interpreters have where a test names none '
+        '(default: %(default)s); without effect on other backends',
     )
     group.addoption(
         '--tpdb',

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -100,7 +101,9 @@ def _activate(config: pytest.Config) -> None:
             '--enable-stackscope: this release has no task-tree dumper; '
             'run without the option'
         )
-    os.environ.pop(_STACKSCOPE_ENV, None)
+    inherited = os.environ.pop(_STACKSCOPE_ENV, None)
+    if inherited is not None:
+        config.add_cleanup(partial(os.environ.__setitem__, _STACKSCOPE_ENV, inherited))
     _usage.load_late_modules(config.pluginmanager)
     config.stash[_ACTIVE] = True
 
@@ -117,7 +120,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f'debug_mode={option.tractor_debug_mode} '
         f'loglevel={_options.runtime_level(option)}'
     )
-    if backends.in_interpreters:
+    if _backends.shows_gil(config, backends):
         options += f' subint_gil={option.subint_gil}'
     lacking = [
         f'tractor: skips backend {key}: {reason}'
@@ -242,12 +245,20 @@ def loglevel(request: pytest.FixtureRequest) -> Iterator[str | None]:
     spec = _options.runtime_level(request.config.option)
     default = log._default_loglevel
     level: str | None = None
+    loggers = [
+        log.get_logger(subsys_spec=path or '').logger
+        for path in log.parse_logspec(spec or False)
+    ]
+    before = [(one.level, one.propagate, list(one.handlers)) for one in loggers]
     if spec:
         level, _ = log.apply_logspec(spec)
         if level:
             log._default_loglevel = level
     yield level
     log._default_loglevel = default
+    for logger, state in zip(loggers, before, strict=True):
+        logger.setLevel(state[0])
+        logger.propagate, logger.handlers[:] = state[1:]
 
 
 @pytest.fixture(scope='session')
