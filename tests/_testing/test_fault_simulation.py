@@ -21,11 +21,14 @@ class Stream:
 
     def __init__(self, raw):
         self.closed = False
+        self._raw = raw
         transport = SimpleNamespace(stream=raw) if raw else None
         channel = SimpleNamespace(aid=Aid(), transport=transport)
         self._ctx = SimpleNamespace(chan=channel)
 
     async def aclose(self):
+        # Raises if the socket below is gone already.
+        await self._raw.send_all(b'stop')
         self.closed = True
         await trio.lowlevel.checkpoint()
 
@@ -36,8 +39,10 @@ def run(method=None, **options):
     async def main():
         raw, peer = trio.testing.memory_stream_pair()
         stream = Stream(raw)
-        await break_ipc(stream, method, **options)
-        assert await peer.receive_some() == b''
+        with trio.fail_after(5):
+            await break_ipc(stream, method, **options)
+            received = [data async for data in peer]
+        assert received == ([b'stop'] if stream.closed else [])
         try:
             await peer.send_all(b'x')
         except trio.BrokenResourceError:

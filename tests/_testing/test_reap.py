@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -55,8 +56,9 @@ def process(
         text=True,
         cwd=cwd,
     ) as proc:
-        proc.first_line = proc.stdout.readline().strip()
         try:
+            assert select.select([proc.stdout], [], [], 30)[0], 'it said nothing'
+            proc.first_line = proc.stdout.readline().strip()
             yield proc
         finally:
             proc.kill()
@@ -68,7 +70,7 @@ def orphan(*args: str, cwd: object = None) -> Iterator[int]:
     with process(PARENT, WAIT, *args, cwd=cwd) as parent:
         pid = int(parent.first_line)
         try:
-            parent.communicate('')
+            parent.communicate('', timeout=10)
             yield pid
         finally:
             os.kill(pid, signal.SIGKILL)
@@ -170,7 +172,7 @@ def test_direct_children_are_found():
         assert _reap.find_descendants(parent.pid) == [grandchild]
         os.kill(grandchild, signal.SIGKILL)
         parent.send_signal(signal.SIGINT)
-        assert parent.wait() == 0
+        assert parent.wait(10) == 0
 
 
 def test_orphaned_subactor_is_found_by_where_it_runs(tmp_path):
@@ -222,7 +224,7 @@ def test_interrupt_is_enough_for_most():
     lines: list[str] = []
     with process(WAIT) as proc:
         assert _reap.reap([proc.pid], poll=0.02, log=lines.append) == ([proc.pid], [])
-        assert proc.wait() == -signal.SIGINT
+        assert proc.wait(10) == -signal.SIGINT
     assert lines == [f'sent SIGINT to {proc.pid}: {sys.executable} -c {WAIT}']
 
 
@@ -231,7 +233,7 @@ def test_survivor_is_killed_after_the_grace_period():
     with process(DEAF) as proc:
         result = _reap.reap([proc.pid], grace=0.1, poll=0.02, log=lambda line: None)
         assert result == ([proc.pid], [proc.pid])
-        assert proc.wait() == -signal.SIGKILL
+        assert proc.wait(10) == -signal.SIGKILL
 
 
 def test_descendants_are_reaped_as_well():
@@ -240,7 +242,7 @@ def test_descendants_are_reaped_as_well():
         grandchild = int(parent.first_line)
         result = _reap.reap([parent.pid], poll=0.02, log=lambda line: None)
         assert result == ([parent.pid, grandchild], [])
-        assert parent.wait() == 0
+        assert parent.wait(10) == 0
         assert not _reap._is_alive(grandchild)
 
 

@@ -50,6 +50,12 @@ def child():
         yield proc.pid
 
 
+def block():
+    """Block in a system call; not in `signal.pause()`, which sleeps over a signal that
+    comes just before it."""
+    time.sleep(5)
+
+
 # -- what is recorded ------------------------------------------------------------------
 
 
@@ -122,7 +128,7 @@ def test_own_python_stacks_are_recorded():
 def test_vanished_process_is_reported():
     """A root that ended meanwhile is no error."""
     proc = subprocess.Popen([sys.executable, '-c', ''])
-    proc.wait()
+    proc.wait(10)
     assert 'no such process' in trace.dump_hung_state([proc.pid])
     assert trace.dump_proc_tree([proc.pid]) == f'{proc.pid} gone []\n'
 
@@ -178,7 +184,7 @@ def test_nobody_is_asked_for_a_password(monkeypatch, child):
 def test_socket_directory_is_listed(tmp_path):
     """Each file, with a mark where its process is dead."""
     proc = subprocess.Popen([sys.executable, '-c', ''])
-    proc.wait()
+    proc.wait(10)
     (tmp_path / f'gone@{proc.pid}.sock').touch()
     (tmp_path / f'live@{os.getpid()}.sock').touch()
     assert trace.scan_bindspace(tmp_path).splitlines() == [
@@ -319,7 +325,7 @@ def test_fixtures_label_with_the_test(
     with pytest.raises(trio.TooSlowError):
         trio.run(main)
     with pytest.raises(AFKAlarmTimeout), afk_alarm_w_trace(0.01, out_dir=tmp_path):
-        signal.pause()
+        block()
     assert [label for label, _ in index] == ['test_fixtures_label_with_the_test'] * 2
 
 
@@ -348,7 +354,7 @@ def test_alarm_breaks_into_blocking_code(index, tmp_path):
     """A thread blocked in a system call is interrupted, with a snapshot."""
     with pytest.raises(AFKAlarmTimeout, match=r"'x' did not end within 0\.01 s"):
         with afk_alarm_w_trace(0.01, label='x', out_dir=tmp_path):
-            signal.pause()
+            block()
     assert [label for label, _ in index] == ['x']
     assert issubclass(AFKAlarmTimeout, TimeoutError)
 
@@ -412,13 +418,13 @@ def test_alarm_that_got_lost_rings_again(tmp_path, monkeypatch):
 
     class Finalized:
         def __del__(self):
-            signal.pause()
+            block()
 
     def loses_two():
         Finalized()
         with contextlib.suppress(AFKAlarmTimeout):
-            signal.pause()
-        signal.pause()
+            block()
+        block()
 
     with pytest.raises(AFKAlarmTimeout):
         with afk_alarm_w_trace(0.01, label='x', out_dir=tmp_path):
@@ -432,7 +438,7 @@ def test_swallowed_alarm_is_raised_at_the_end(tmp_path):
 
     def ignore_it():
         with contextlib.suppress(TimeoutError):
-            signal.pause()
+            block()
 
     with pytest.raises(AFKAlarmTimeout):
         with afk_alarm_w_trace(0.01, label='x', out_dir=tmp_path):
