@@ -16,7 +16,6 @@ from tractor.log import (
     apply_logspec,
     get_console_log,
     parse_logspec,
-    runtime_console,
 )
 
 PKG = 'logpkg'
@@ -202,75 +201,6 @@ def test_colors_on_a_terminal(monkeypatch):
     monkeypatch.setattr(stderr, 'isatty', lambda: True)
     get_console_log('info', name='a', pkg_name=PKG).error('x')
     assert '\x1b[31m' in stderr.getvalue()
-
-
-# the runtime's console
-
-
-@pytest.fixture
-def runtime_logger(monkeypatch):
-    """The runtime's own logger as in a process that has logged nothing yet."""
-    logger = logging.getLogger('tractor')
-    monkeypatch.setattr(logger, 'handlers', [])
-    level = logger.level
-    logger.setLevel(logging.NOTSET)
-    yield logger
-    logger.setLevel(level)
-
-
-def test_console_of_the_runtime_ends_with_it(runtime_logger):
-    """The default level and a handler, and afterwards neither."""
-    with runtime_console(None) as level:
-        assert level == 'ERROR'
-        assert runtime_logger.level == logging.ERROR
-        assert len(runtime_logger.handlers) == 1
-    assert runtime_logger.level == logging.NOTSET
-    assert not runtime_logger.handlers
-
-
-@pytest.mark.parametrize(
-    ('asked', 'level', 'number'),
-    [
-        (None, 'ERROR', logging.WARNING),
-        ('', 'ERROR', logging.WARNING),
-        ('cancel', 'CANCEL', 22),
-        ('error', 'ERROR', logging.ERROR),
-    ],
-)
-def test_level_of_the_application_yields_only_to_one_asked_for(
-    runtime_logger, asked, level, number
-):
-    """What it has set holds in a runtime that names none, and after any."""
-    runtime_logger.setLevel(logging.WARNING)
-    with runtime_console(asked) as told:
-        assert told == level
-        assert runtime_logger.level == number
-    assert runtime_logger.level == logging.WARNING
-
-
-def test_level_set_during_the_runtime_is_kept(runtime_logger):
-    """Somebody asked for a console meanwhile, and still has it."""
-    with runtime_console('error'):
-        get_console_log('info', logger=runtime_logger)
-    assert runtime_logger.level == logging.INFO
-    assert len(runtime_logger.handlers) == 1
-
-
-def test_handler_that_was_there_stays(runtime_logger):
-    """A console opened before the runtime outlives it, at its own level."""
-    get_console_log('info', logger=runtime_logger)
-    with runtime_console('error'):
-        assert len(runtime_logger.handlers) == 1
-    assert runtime_logger.level == logging.INFO
-    assert len(runtime_logger.handlers) == 1
-
-
-def test_unknown_level_of_the_runtime_changes_nothing(runtime_logger):
-    """It is an error before anything is set."""
-    with pytest.raises(ValueError, match='unknown log level'), runtime_console('loud'):
-        pytest.fail('the block was entered')
-    assert runtime_logger.level == logging.NOTSET
-    assert not runtime_logger.handlers
 
 
 # log specs

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TextIO
 
 import colorlog
@@ -24,7 +23,6 @@ from tractor.log import (
     STD_PALETTE,
     StackLevelAdapter,
     get_console_log,
-    get_loglevel,
     level_number,
     record_context,
 )
@@ -103,38 +101,6 @@ def _shows(handler: logging.Handler, record: logging.LogRecord, stream: TextIO) 
         and record.levelno >= handler.level
         and bool(handler.filter(record))
     )
-
-
-@contextmanager
-def runtime_console(asked: str | None) -> Iterator[str]:
-    """
-    Show the runtime's records while the block is open, and set its logger back.
-
-    Without a level asked for, one that the application has set on the logger stays.
-    What was changed in the meantime by somebody else is left as it is.
-
-    Args:
-        asked: Level name in any case; `None` or `''` means the default level.
-    Yields:
-        The name of the level asked for, or of the default one, in upper case.
-    Raises:
-        ValueError: No such level.
-    """
-    level = (asked or get_loglevel()).upper()
-    logger = logging.getLogger(PKG_NAME)
-    level_before, handlers_before = logger.level, tuple(logger.handlers)
-    shown_from = level_number(level) if asked else level_before or level_number(level)
-    get_console_log(shown_from, logger=logger)
-    try:
-        yield level
-    finally:
-        if logger.level == shown_from:
-            logger.setLevel(level_before)
-            for handler in tuple(logger.handlers):
-                if isinstance(handler, ConsoleHandler) and (
-                    handler not in handlers_before
-                ):
-                    logger.removeHandler(handler)
 
 
 def parse_logspec(

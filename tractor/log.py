@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 if TYPE_CHECKING:
     from tractor._log_console import apply_logspec as apply_logspec
     from tractor._log_console import parse_logspec as parse_logspec
-    from tractor._log_console import runtime_console as runtime_console
 
 LOG_FORMAT: Final = (
     '{log_color}{asctime}{reset}'
@@ -371,8 +370,8 @@ def get_console_log(
 
 
 def __getattr__(name: str) -> Any:
-    # Only a root or a command line asks for these; they live beside the handler.
-    if name not in ('parse_logspec', 'apply_logspec', 'runtime_console'):
+    # Only a command line asks for these; they live beside the console handler.
+    if name not in ('parse_logspec', 'apply_logspec'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from tractor import _log_console
 
