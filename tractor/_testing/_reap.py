@@ -362,8 +362,8 @@ def reap_uds(
 
     def unlink(path: str) -> bool:
         # Between binding and listening a new owner would look like nobody.
-        with _uds._locked(Path(path).parent):
-            if _is_refused(path):
+        with _uds._opened(Path(path).parent) as directory:
+            if _uds._lock_soon(directory) and _is_refused(path):
                 os.unlink(path)
                 return True
         return False
