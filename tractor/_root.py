@@ -12,10 +12,11 @@ import os
 import sys
 import uuid as _uuid
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from errno import EADDRINUSE
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from .discovery._addr import Address, UnwrappedAddress
 
 log = _log.get_logger()
+
+# Seconds between elections, while a registry address cannot be bound although nobody
+# answers there.  Whoever took it listens, as a rule, before anybody can notice.
+ELECTION_PAUSES: Final = (0.0, 0.05, 0.1, 0.2)
 
 
 def _is_crash(err: BaseException) -> bool:
@@ -65,8 +70,9 @@ async def open_root_actor(
     Run an actor runtime in this process while the block is open.
 
     The first root at its registry addresses becomes the registrar there; any other
-    joins it.  Yields when it listens and is registered.  Leaving the block ends the
-    runtime, shielded, and sets the process back, so that it can be opened again.
+    joins it, also one that was started at the same moment.  Yields when it listens and
+    is registered.  Leaving the block ends the runtime, shielded, and sets the process
+    back, so that it can be opened again.
 
     Args:
         tpt_bind_addrs: Where to listen, besides the registry addresses if this root
@@ -101,13 +107,8 @@ async def open_root_actor(
         )
     _refuse_missing_features(debug_mode, maybe_enable_greenback, enable_stack_on_sig)
     with _gil_mode(subint_gil), _builtin_breakpoint_blocked():
-        election = await _elect(
-            tpt_bind_addrs,
-            registry_addrs,
-            enable_transports,
-            name,
-            start_method,
-            ensure_registry,
+        registries, transports = _settle(
+            registry_addrs, enable_transports, start_method
         )
         if rpc_module_paths:
             warnings.warn(
@@ -115,11 +116,18 @@ async def open_root_actor(
                 DeprecationWarning,
                 stacklevel=3,
             )
-        actor = _make_actor(
-            election, [*(enable_modules or ()), *(rpc_module_paths or ())], loglevel
+        modules = [*(enable_modules or ()), *(rpc_module_paths or ())]
+        elect = partial(
+            elect_root,
+            registries,
+            bind_addrs=tpt_bind_addrs,
+            enable_transports=transports,
+            ensure_registry=ensure_registry,
+            name=name,
         )
+        make_actor = partial(_make_actor, modules=modules, loglevel=loglevel)
         apply_all()
-        async with _run_root(actor, election.bind_addrs, debug_filter):
+        async with _run_elected(elect, make_actor, debug_filter) as actor:
             yield actor
 
 
@@ -145,15 +153,12 @@ def _check_debug_backend() -> None:
         )
 
 
-async def _elect(
-    tpt_bind_addrs: list[Any] | None,
+def _settle(
     registry_addrs: list[Any] | None,
     enable_transports: list[str] | None,
-    name: str | None,
     start_method: str | None,
-    ensure_registry: bool,
-) -> Election[Address]:
-    """Settle transports, backend and addresses; find out what this root becomes."""
+) -> tuple[list[Address], list[str]]:
+    """Settle backend, registry addresses and transports; return the last two."""
     if enable_transports is None:
         enable_transports = _state._runtime_vars['_enable_tpts']
     transports = check_transports(enable_transports)
@@ -166,13 +171,7 @@ async def _elect(
     _select_backend(start_method)
     _state._runtime_vars['_enable_tpts'] = transports
     _state._runtime_vars['_is_root'] = True
-    return await elect_root(
-        registries,
-        bind_addrs=tpt_bind_addrs,
-        enable_transports=transports,
-        ensure_registry=ensure_registry,
-        name=name,
-    )
+    return registries, transports
 
 
 def _select_backend(start_method: str | None) -> None:
@@ -187,7 +186,7 @@ def _select_backend(start_method: str | None) -> None:
 
 
 def _make_actor(
-    election: Election[Address], modules: list[str], loglevel: str | None
+    election: Election[Address], *, modules: list[str], loglevel: str | None
 ) -> Actor:
     level = (_state.env_loglevel() or loglevel or _log._default_loglevel).upper()
     _log.get_console_log(level, name='tractor')
@@ -203,6 +202,41 @@ def _make_actor(
         loglevel=level,
         registry_addrs=election.registry_addrs,
     )
+
+
+@asynccontextmanager
+async def _run_elected(
+    elect: Callable[[], Awaitable[Election[Address]]],
+    make_actor: Callable[[Election[Address]], Actor],
+    debug_filter: Callable[[BaseException], bool],
+) -> AsyncIterator[Actor]:
+    """
+    Run a root in the role it is elected to; elect again if another one was faster.
+
+    Between the probes and the binding somebody may have taken a registry address.  Its
+    holder is then found by the next probes, and joined.
+    """
+    async with AsyncExitStack() as stack:
+        for pause in (*ELECTION_PAUSES, None):
+            election = await elect()
+            actor = make_actor(election)
+            try:
+                await stack.enter_async_context(
+                    _run_root(actor, election.bind_addrs, debug_filter)
+                )
+                break
+            except OSError as err:
+                if pause is None or not election.is_registrar or not _is_taken(err):
+                    raise
+                log.info('another program was faster, electing again: %s', err)
+            await trio.sleep(pause)
+        yield actor
+
+
+def _is_taken(err: OSError) -> bool:
+    """Tell whether an address could not be bound because somebody holds it."""
+    # A Unix socket's listener raises an error of its own from the system's.
+    return any(getattr(e, 'errno', None) == EADDRINUSE for e in (err, err.__cause__))
 
 
 @asynccontextmanager

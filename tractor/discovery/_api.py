@@ -580,7 +580,9 @@ async def elect_root(
         ensure_registry: Refuse to join an existing registrar.
         name: The caller's name for the root, or `None`.
     Returns:
-        The election with all random addresses drawn: `bind_addrs` is complete.
+        The election with all random addresses drawn: `bind_addrs` is complete.  The
+        registry addresses in it are sorted, so that of several programs that race for
+        the same ones, the first to bind gets them all.
     Raises:
         RuntimeError: See `tractor._protocol.election.elect()`.
     """
@@ -592,8 +594,17 @@ async def elect_root(
         ensure_registry=ensure_registry,
         name=name,
     )
+    if election.is_registrar:
+        own = election.registry_addrs
+        wanted = [addr for addr in election.bind_addrs if addr not in own]
+        election.bind_addrs = [*wanted, *sorted(own, key=_bind_rank)]
     drawn = [addr.get_random(bindspace=addr.bindspace) for addr in election.bind_near]
     drawn += [get_address_cls(key).get_random() for key in election.bind_protos]
     election.bind_addrs = [*election.bind_addrs, *drawn]
     election.bind_near, election.bind_protos = [], []
     return election
+
+
+def _bind_rank(addr: Address) -> tuple[str, UnwrappedAddress]:
+    """Return the place of an address in the order all programs bind in."""
+    return addr.proto_key, addr.unwrap()
