@@ -178,7 +178,7 @@ def dial(monkeypatch, failures):
             raise failure
         yield addr
 
-    monkeypatch.setattr(_api, '_open_addr_portal', portal_at)
+    monkeypatch.setattr(_api, 'open_addr_portal', portal_at)
     return dialed
 
 

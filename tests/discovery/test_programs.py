@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import pytest
@@ -124,3 +124,28 @@ def test_an_address_that_nobody_gives_up(transport):
 
     with pytest.raises(OSError, match='already in use'):
         trio.run(main)
+
+
+def test_a_tree_outlives_the_registrar_it_joined(transport):
+    """Children are started without it, and known to its successor."""
+    registry = get_rando_addr(transport)
+
+    async def main():
+        with trio.fail_after(DEADLINE):
+            async with AsyncExitStack() as others:
+                await others.enter_async_context(other_program(registry))
+                async with tractor.open_nursery(
+                    registry_addrs=[registry], enable_transports=[transport]
+                ) as an:
+                    await an.start_actor('before')
+                    async with tractor.wait_for_actor('before'):
+                        await others.aclose()
+                    await an.start_actor('after')
+                    async with (
+                        other_program(registry),
+                        tractor.wait_for_actor('before'),
+                        tractor.wait_for_actor('after'),
+                    ):
+                        await an.cancel()
+
+    trio.run(main)

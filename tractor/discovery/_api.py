@@ -8,21 +8,20 @@ serves if its peer is that very process.
 
 An actor may have several addresses.  They are dialed from the cheapest to the
 dearest (`prefer_addr`); if none answers, they are stale and the registrar is asked to
-drop them.  `_root` uses `elect_root()`, the boot code `register_actor()` and
-`unregister_actor()`, applications the rest.
+drop them.  `_root` uses `elect_root()`, applications the rest.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from tractor._exceptions import RemoteActorError, TransportClosed
+from tractor._exceptions import TransportClosed
 from tractor._protocol.election import Election, Probe, elect
 from tractor.discovery._addr import (
     Address,
@@ -32,11 +31,12 @@ from tractor.discovery._addr import (
     mk_uuid,
     wrap_address,
 )
+from tractor.discovery._dial import AnyAddress, RegistryPortal, open_addr_portal
 from tractor.ipc._chan import Channel, _connect_chan
 from tractor.log import get_logger
 from tractor.msg.types import Aid
 from tractor.runtime import _state
-from tractor.runtime._portal import LocalPortal, Portal, open_portal
+from tractor.runtime._portal import LocalPortal, Portal
 from tractor.runtime._state import current_actor
 from tractor.trionics._beg import collapse_eg
 
@@ -45,12 +45,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-type AnyAddress = Address | UnwrappedAddress | str
-type RegistryPortal = Portal | LocalPortal
-
 PROBE_NAME: Final = 'registry-probe'
 REGISTRAR_ALIAS: Final = 'registrar'
-UNREGISTER_TIMEOUT: Final = 0.5  # seconds for each registry
 DIALS: Final = 3  # of one address whose listener hangs up each time
 DIAL_PAUSE: Final = 0.02  # seconds between them
 
@@ -109,19 +105,6 @@ def prefer_addr(addrs: Sequence[UnwrappedAddress]) -> UnwrappedAddress:
 
 
 @asynccontextmanager
-async def _open_addr_portal(
-    addr: AnyAddress | None, **portal_kwargs: Any
-) -> AsyncGenerator[Portal]:
-    """Yield a portal over a fresh connection to `addr`, closed on exit."""
-    async with (
-        collapse_eg(),
-        _connect_chan(addr) as chan,
-        open_portal(chan, **portal_kwargs) as portal,
-    ):
-        yield portal
-
-
-@asynccontextmanager
 async def get_registry(
     addr: AnyAddress | None = None,
 ) -> AsyncGenerator[RegistryPortal]:
@@ -142,7 +125,7 @@ async def get_registry(
     if actor.is_registrar:
         yield LocalPortal(actor, Channel())
         return
-    async with _open_addr_portal(addr) as portal:
+    async with open_addr_portal(addr) as portal:
         yield portal
 
 
@@ -161,7 +144,7 @@ async def get_root(**open_portal_kwargs: Any) -> AsyncGenerator[Portal]:
     mailbox = _state._runtime_vars['_root_mailbox']
     if mailbox is None or mailbox[0] is None:
         raise RuntimeError(f'actor {actor.aid.uid} knows no address of its root')
-    async with _open_addr_portal(mailbox, **open_portal_kwargs) as portal:
+    async with open_addr_portal(mailbox, **open_portal_kwargs) as portal:
         yield portal
 
 
@@ -196,7 +179,7 @@ async def _dial(stack: AsyncExitStack, addr: UnwrappedAddress) -> Portal | None:
         if attempt:
             await trio.sleep(DIAL_PAUSE)
         try:
-            return await stack.enter_async_context(_open_addr_portal(addr))
+            return await stack.enter_async_context(open_addr_portal(addr))
         except TransportClosed as err:
             log.runtime('peer at %s hung up: %s', addr, err)
     return None
@@ -395,103 +378,6 @@ def _own_registry(actor: Actor, given: AnyAddress | None) -> AnyAddress | None:
     if given is not None:
         return given
     return actor.reg_addrs[0] if actor.reg_addrs else None
-
-
-def parent_is_registrar(actor: Actor, registry_addr: UnwrappedAddress) -> bool:
-    """
-    Tell whether the parent channel serves for the registrar at `registry_addr`.
-
-    Its message loop must run, its peer have shaken hands as a registrar, and its
-    socket be that address, or one that the root lists together with that address.
-    """
-    chan = actor._parent_chan
-    if chan is None or actor._parent_loop is None or not chan.connected():
-        return False
-    if chan.aid is None or chan.aid.is_registrar is not True:
-        return False
-    peer, wanted = tuple(chan.raddr.unwrap()), tuple(registry_addr)
-    root_addrs = [tuple(addr) for addr in _state._runtime_vars['_root_addrs']]
-    return peer == wanted or (peer in root_addrs and wanted in root_addrs)
-
-
-async def _each_registry(
-    actor: Actor, task: Callable[[UnwrappedAddress], Awaitable[None]]
-) -> None:
-    """Run `task` for all registries of `actor` at once; its own counts as one."""
-    registries = actor.reg_addrs[:1] if actor.is_registrar else actor.reg_addrs
-    if len(registries) == 1:
-        await task(registries[0])
-        return
-    async with collapse_eg(), trio.open_nursery() as tn:
-        for registry_addr in registries:
-            tn.start_soon(task, registry_addr)
-
-
-async def register_actor(actor: Actor) -> None:
-    """
-    Register every address that `actor` listens on with every registry.
-
-    Returns once all registries have answered.  A registrar registers with itself in
-    process.  When the parent is the registrar, and the loop of its channel runs, that
-    channel serves; else each registry takes one connection.
-
-    Raises:
-        OSError: A registry does not listen any more.
-    """
-
-    async def register(registry_addr: UnwrappedAddress) -> None:
-        if parent_is_registrar(actor, registry_addr):
-            await announce(actor.get_parent())
-            return
-        async with get_registry(registry_addr) as registry:
-            await announce(registry)
-
-    async def announce(registry: RegistryPortal) -> None:
-        # In order: the registrar lists an actor's addresses as they come in.
-        for addr in actor.accept_addrs:
-            await registry.run_from_ns(
-                'self', 'register_actor', uid=actor.aid.uid, addr=addr
-            )
-
-    await _each_registry(actor, register)
-
-
-async def unregister_actor(actor: Actor) -> None:
-    """
-    Remove `actor` from every registry; failures are logged, never raised.
-
-    Shielded, and bounded by `UNREGISTER_TIMEOUT` for each registry, all at once.  The
-    way is that of `register_actor()`, or a connection if the parent channel breaks.
-    A registrar keeps its table to the end.
-    """
-    if actor.is_registrar:
-        return
-
-    async def leave(registry: RegistryPortal) -> None:
-        await registry.run_from_ns('self', 'unregister_actor', uid=actor.aid.uid)
-
-    async def unregister(registry_addr: UnwrappedAddress) -> None:
-        with trio.move_on_after(UNREGISTER_TIMEOUT, shield=True) as scope:
-            try:
-                if parent_is_registrar(actor, registry_addr):
-                    try:
-                        await leave(actor.get_parent())
-                        return
-                    except TransportClosed as err:
-                        log.runtime('parent channel is gone: %s', err)
-                async with get_registry(registry_addr) as registry:
-                    await leave(registry)
-            except (OSError, TransportClosed, RemoteActorError) as err:
-                log.runtime('cannot unregister at %s: %r', registry_addr, err)
-        if scope.cancelled_caught:
-            log.warning(
-                'registry %s did not confirm within %g s that %s left',
-                registry_addr,
-                UNREGISTER_TIMEOUT,
-                actor.aid.uid,
-            )
-
-    await _each_registry(actor, unregister)
 
 
 async def _probe_registry(

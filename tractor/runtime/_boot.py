@@ -15,7 +15,7 @@ import trio
 
 from .._exceptions import InternalError, TransportClosed
 from ..discovery._addr import default_lo_addrs, wrap_address
-from ..discovery._api import (
+from ..discovery._register import (
     parent_is_registrar,
     register_actor,
     unregister_actor,
@@ -171,11 +171,11 @@ def _random_addrs(actor: Actor) -> list[Any]:
 async def _go_live(actor: Actor, root_tn: trio.Nursery) -> None:
     """Register, then serve the parent; what it asked meanwhile comes first."""
     if actor._parent_chan is None:
-        await register_actor(actor)
+        await register_actor(actor, actor._service_tn)
         return
     actor._early_requests = []
     await root_tn.start(_serve_parent, actor)
-    await register_actor(actor)
+    await register_actor(actor, actor._service_tn)
     early, actor._early_requests = actor._early_requests, None
     for chan, msg in early:
         _start(actor, chan, msg)
