@@ -113,6 +113,25 @@ def test_delete_addr_names_the_owner(names):
     assert names.delete_addr(Y) is None
 
 
+def test_an_address_is_only_taken_from_who_is_named(names):
+    """A report about a former owner does not hit the new one."""
+    names.register(A1, X)
+    assert names.delete_addr(X, A2) is None
+    assert names.entries == {A1: [X]}
+    assert names.delete_addr(X, ['a', 'u1']) == A1
+    assert names.entries == {}
+
+
+def test_all_actors_of_a_name(names):
+    """`find_all()` keeps the entries apart; a uuid is found, too."""
+    names.register(A1, X)
+    names.register(B1, SOCK)
+    names.register(A2, Y)
+    assert names.find_all('a') == [(A1, [X]), (A2, [Y])]
+    assert names.find_all('u3') == [(B1, [SOCK])]
+    assert names.find_all('c') == []
+
+
 def test_registering_hands_back_the_waiters_once(names):
     """All waiters of that name, in order, and of no other."""
     names.add_waiter('a', 'w1')

@@ -1,20 +1,22 @@
-"""Look-ups as far as they need no process: preference, stale entries, errors."""
+"""Look-ups as far as they need no process: stale entries, registries, errors."""
 
 from __future__ import annotations
 
-import socket
+import errno
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tractor._exceptions import NoRuntime, TransportClosed
-from tractor.discovery import _api
+from tractor._exceptions import NoRuntime, RemoteActorError, TransportClosed
+from tractor.discovery import _api, _dial
 from tractor.discovery._addr import wrap_address
 from tractor.discovery._registry import Registrar
+from tractor.msg.types import Aid
 from tractor.runtime import _state
 from tractor.runtime._portal import LocalPortal
 
@@ -24,16 +26,9 @@ LOOP = ('127.0.0.1', 1001)
 LOOP6 = ('::1', 1002)
 HOST = ('192.0.2.10', 1003)
 FAR = ('192.0.2.99', 1004)
-FAR2 = ('192.0.2.98', 1005)
 REG = wrap_address(('127.0.0.1', 1616))
 REFUSED = ConnectionRefusedError('no')
 CLOSED = TransportClosed('hung up')
-
-
-@pytest.fixture
-def this_host(monkeypatch) -> None:
-    """Let this host's name resolve to `HOST`."""
-    monkeypatch.setattr(socket, 'getaddrinfo', lambda *_: [(2, 1, 6, '', (HOST[0], 0))])
 
 
 @pytest.fixture
@@ -47,53 +42,6 @@ def registrar(monkeypatch) -> Iterator[Registrar]:
     )
     monkeypatch.setattr(_state, '_current_actor', actor)
     return actor
-
-
-@pytest.mark.parametrize(
-    ('addr', 'local'),
-    [(UDS, True), (LOOP, True), (LOOP6, True), (HOST, True), (FAR, False)],
-)
-def test_which_addresses_are_local(this_host, addr, local):
-    """Sockets, loopback and what the host's own name resolves to."""
-    assert _api._is_local_addr(addr) is local
-    assert _api._is_local_addr(wrap_address(addr)) is local
-
-
-def test_an_unresolvable_host_name_is_no_error(monkeypatch):
-    """Without resolution an address is taken for remote."""
-
-    def fail(*args):
-        raise socket.gaierror('no such host')
-
-    monkeypatch.setattr(socket, 'getaddrinfo', fail)
-    assert _api._is_local_addr(HOST) is False
-    assert _api._is_local_addr(LOOP) is True
-
-
-@pytest.mark.parametrize(
-    ('addrs', 'best'),
-    [
-        ([FAR], FAR),
-        ([UDS, LOOP, FAR], UDS),
-        ([FAR, LOOP, UDS], UDS),
-        ([LOOP, FAR], LOOP),
-        ([FAR, HOST], HOST),
-        ([UDS, UDS2, LOOP], UDS2),
-        ([LOOP, HOST, FAR], HOST),
-        ([FAR, FAR2], FAR2),
-        ([['127.0.0.1', 5], ['/x', 'y.sock']], ['/x', 'y.sock']),
-    ],
-)
-def test_the_cheapest_address_wins(this_host, addrs, best):
-    """Sockets, then local TCP, then remote TCP; of equals the last, as given."""
-    assert _api.prefer_addr(addrs) == best
-    assert type(_api.prefer_addr(addrs)) is type(best)
-
-
-def test_a_single_address_is_not_resolved(monkeypatch):
-    """Where nothing is to choose, no name is looked up."""
-    monkeypatch.setattr(socket, 'getaddrinfo', None)
-    assert _api.prefer_addr([FAR]) == FAR
 
 
 @pytest.mark.parametrize(
@@ -160,23 +108,28 @@ def test_query_gives_the_preferred_address(registrar):
     trio.run(main)
 
 
-def dial(monkeypatch, failures):
+def dial(monkeypatch, failures, peers=None):
     """
-    Record what is dialed; fail as told, else yield the address as the portal.
+    Record what is dialed; fail as told, else yield a portal that knows its address.
 
-    A list of failures tells those of the first dials.
+    A list of failures tells those of the first dials.  Who listens is told by `peers`,
+    or by the registrar's own table.
     """
     dialed = []
 
     @asynccontextmanager
-    async def portal_at(addr, **kwargs):
+    async def portal_at(addr, timeout=None):
+        assert timeout == 3
         dialed.append(addr)
         failure = failures.get(addr)
         if isinstance(failure, list):
             failure = failure.pop(0) if failure else None
         if failure is not None:
             raise failure
-        yield addr
+        table = _state.current_actor()._names
+        name, uuid = (peers or {}).get(addr) or table.owner(addr)
+        aid = Aid(name=name, uuid=uuid)
+        yield SimpleNamespace(addr=addr, chan=SimpleNamespace(aid=aid))
 
     monkeypatch.setattr(_api, 'open_addr_portal', portal_at)
     return dialed
@@ -205,7 +158,7 @@ def test_another_address_is_tried_first(monkeypatch, registrar):
 
     async def main():
         async with _api.find_actor('a') as portal:
-            assert portal == LOOP
+            assert portal.addr == LOOP
         assert dialed == [UDS, LOOP]
         assert registrar._registry == {('a', '1'): [LOOP, UDS]}
 
@@ -233,7 +186,7 @@ def test_a_peer_that_hung_up_once(monkeypatch, registrar):
 
     async def main():
         async with _api.find_actor('a') as portal:
-            assert portal == UDS
+            assert portal.addr == UDS
         assert dialed == [UDS] * 3
         assert registrar._registry == {('a', '1'): [UDS]}
 
@@ -255,6 +208,111 @@ def test_a_peer_that_always_hangs_up_is_not_stale(monkeypatch, registrar):
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
+@pytest.mark.parametrize(
+    'error',
+    [
+        OSError(errno.EMFILE, 'out of descriptors'),
+        OSError(errno.ENETUNREACH, 'no network'),
+        PermissionError('not for us'),
+        TimeoutError('no answer'),
+    ],
+)
+def test_an_actor_that_we_cannot_dial_is_not_stale(monkeypatch, registrar, error):
+    """Only a refusal proves that nobody listens; others may reach it."""
+    registrar._names.register(('a', '1'), UDS)
+    failed = ConnectionError('as a socket tells it')
+    failed.__cause__ = error
+    for failure in (error, failed):
+        dial(monkeypatch, {UDS: failure})
+
+        async def main():
+            async with _api.find_actor('a') as portal:
+                assert portal is None
+
+        trio.run(main)
+        assert registrar._registry == {('a', '1'): [UDS]}
+
+
+def test_a_refused_unix_socket_is_stale(monkeypatch, registrar):
+    """Its transport raises an error of its own, from that of the system."""
+    registrar._names.register(('a', '1'), UDS)
+    failed = ConnectionError('cannot connect')
+    failed.__cause__ = REFUSED
+    dial(monkeypatch, {UDS: failed})
+
+    async def main():
+        async with _api.find_actor('a') as portal:
+            assert portal is None
+
+    trio.run(main)
+    assert registrar._registry == {}
+
+
+def test_a_successor_at_the_same_address_stays(monkeypatch, registrar):
+    """Who registers between our dial and our report is not the one that was gone."""
+    registrar._names.register(('a', 'old'), LOOP)
+
+    @asynccontextmanager
+    async def refuse(addr, timeout=None):
+        registrar._names.register(('a', 'new'), LOOP)
+        raise REFUSED
+        yield
+
+    monkeypatch.setattr(_api, 'open_addr_portal', refuse)
+
+    async def main():
+        async with _api.find_actor('a') as portal:
+            assert portal is None
+
+    trio.run(main)
+    assert registrar._registry == {('a', 'new'): [LOOP]}
+
+
+def test_a_dead_actor_does_not_hide_a_living_one(monkeypatch, registrar):
+    """All entries of a name are tried; the dead one is dropped."""
+    registrar._names.register(('a', 'dead'), LOOP)
+    registrar._names.register(('a', 'alive'), UDS)
+    dial(monkeypatch, {LOOP: REFUSED})
+
+    async def main():
+        async with _api.find_actor('a') as portal:
+            assert portal.addr == UDS
+        async with _api.wait_for_actor('a') as portal:
+            assert portal.addr == UDS
+
+    trio.run(main)
+    assert registrar._registry == {('a', 'alive'): [UDS]}
+
+
+def test_another_actor_at_the_address_is_no_match(monkeypatch, registrar):
+    """Ports are reused; who is looked up has lost it then."""
+    registrar._names.register(('a', '1'), LOOP)
+    dialed = dial(monkeypatch, {}, {LOOP: ('a', '2')})
+
+    async def main():
+        async with _api.find_actor('a') as portal:
+            assert portal is None
+
+    trio.run(main)
+    assert dialed == [LOOP]
+    assert registrar._registry == {}
+
+
+def test_waiting_for_an_actor_that_hangs_up_is_no_spinning(monkeypatch, registrar):
+    """Nor does a peer that refuses us end the wait; a minute is some 120 rounds."""
+    registrar._names.register(('a', '1'), UDS)
+    dialed = dial(monkeypatch, {UDS: CLOSED})
+
+    async def main():
+        with trio.move_on_after(60):
+            async with _api.wait_for_actor('a'):
+                pytest.fail('nobody answered')
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert len(dialed) < 3 * 130
+    assert registrar._registry == {('a', '1'): [UDS]}
+
+
 def test_waiting_goes_on_after_a_stale_entry(monkeypatch, registrar):
     """The wait ends with somebody who answers, not with a leftover."""
     registrar._names.register(('a', 'old'), LOOP)
@@ -270,7 +328,7 @@ def test_waiting_goes_on_after_a_stale_entry(monkeypatch, registrar):
             async with trio.open_nursery() as tn:
                 tn.start_soon(come_later)
                 async with _api.wait_for_actor('a') as portal:
-                    assert portal == UDS
+                    assert portal.addr == UDS
 
     trio.run(main)
 
@@ -318,18 +376,123 @@ def asked(monkeypatch, answers):
 
 def test_one_registry_of_several_may_be_down(monkeypatch, registrar):
     """The others' answer counts; the list has one item for each registry."""
-    asked(monkeypatch, {LOOP: REFUSED, HOST: None, FAR: [UDS]})
-    dial(monkeypatch, {})
+    asked(monkeypatch, {LOOP: REFUSED, HOST: [], FAR: [(('a', '1'), [UDS])]})
+    dial(monkeypatch, {}, {UDS: ('a', '1')})
 
     async def main():
         async with _api.find_actor('a', registry_addrs=[LOOP, HOST, FAR]) as portal:
-            assert portal == UDS
+            assert portal.addr == UDS
         async with _api.find_actor(
             'a', registry_addrs=[LOOP, HOST, FAR], only_first=False
         ) as portals:
-            assert portals == [None, None, UDS]
+            assert portals[:2] == [None, None]
+            assert portals[2].addr == UDS
 
     trio.run(main)
+
+
+@pytest.mark.parametrize(
+    'failure', [CLOSED, RemoteActorError('no such method'), TimeoutError('silent')]
+)
+def test_a_registry_that_is_none_spoils_nothing(monkeypatch, registrar, failure):
+    """Whatever it does instead of answering, the others' answer counts."""
+    asked(monkeypatch, {LOOP: failure, FAR: [(('a', '1'), [UDS])]})
+    dial(monkeypatch, {}, {UDS: ('a', '1')})
+
+    async def main():
+        async with _api.find_actor('a', registry_addrs=[LOOP, FAR]) as portal:
+            assert portal.addr == UDS
+        with pytest.raises(type(failure)):
+            async with _api.find_actor('a', registry_addrs=[LOOP]):
+                pass
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize('only_first', [True, False])
+def test_a_silent_registry_is_waited_for_only_in_need(
+    monkeypatch, registrar, only_first
+):
+    """The first match will do, if one is wanted; else each has its time."""
+
+    @asynccontextmanager
+    async def open_registry(addr):
+        if addr == LOOP:
+            await trio.sleep_forever()
+        yield LocalPortal(registrar, None)
+
+    monkeypatch.setattr(_api, '_open_registry', open_registry)
+    registrar._names.register(('a', '1'), UDS)
+    dial(monkeypatch, {})
+
+    async def main():
+        start = trio.current_time()
+        async with _api.find_actor('a', [LOOP, FAR], only_first=only_first) as found:
+            took = trio.current_time() - start
+            portal = found if only_first else found[1]
+            assert portal.addr == UDS
+        return took
+
+    took = trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert took == pytest.approx(0 if only_first else 3)
+
+
+def test_a_registrar_asks_the_others(monkeypatch, registrar):
+    """Its own table answers for its own addresses only."""
+    registrar._names.register(('near', '1'), UDS)
+    answers = {'near': [], 'far': [[['far', '2'], [list(HOST)]]]}
+    dialed = []
+
+    class Far:
+        chan = SimpleNamespace(aid=Aid(name='far', uuid='2'))
+
+        async def run_from_ns(self, ns, method, name):
+            assert (ns, method) == ('self', 'find_actors')
+            return answers[name]
+
+    @asynccontextmanager
+    async def portal_at(addr, timeout=None):
+        dialed.append(addr)
+        yield Far()
+
+    monkeypatch.setattr(_api, 'open_addr_portal', portal_at)
+
+    async def main():
+        async with _api.find_actor('far', registry_addrs=[FAR]) as portal:
+            assert portal is not None
+        async with _api.find_actor('near', registry_addrs=[FAR]) as portal:
+            assert portal is None
+        async with _api.find_actor('far', registry_addrs=[REG]) as portal:
+            assert portal is None
+
+    trio.run(main)
+    assert dialed == [FAR, HOST, FAR]
+
+
+def test_a_peer_that_never_tells_who_it_is(monkeypatch):
+    """The time for that is bounded, that of what follows is not."""
+
+    @asynccontextmanager
+    async def connect(addr):
+        if addr == FAR:
+            await trio.sleep_forever()
+        yield SimpleNamespace(addr=addr)
+
+    @asynccontextmanager
+    async def open_portal(chan):
+        yield chan
+
+    monkeypatch.setattr(_dial, '_connect_chan', connect)
+    monkeypatch.setattr(_dial, 'open_portal', open_portal)
+
+    async def main():
+        async with _dial.open_addr_portal(LOOP, timeout=3):
+            await trio.sleep(60)
+        with pytest.raises(TimeoutError, match='within 3 s'):
+            async with _dial.open_addr_portal(FAR, timeout=3):
+                pass
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
 def test_all_registries_are_down(monkeypatch, registrar):
@@ -350,6 +513,7 @@ def test_registries_are_read_at_call_time(monkeypatch, registrar):
 
     async def look_up(registry, name):
         seen.append(registry)
+        return []
 
     monkeypatch.setattr(_api, '_look_up', look_up)
 

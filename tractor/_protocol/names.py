@@ -62,12 +62,21 @@ class Names[W]:
         """Forget an actor; return its addresses, or `None` if it is unknown."""
         return self.entries.pop(as_uid(uid), None)
 
-    def delete_addr(self, addr: Sequence[str | int]) -> Uid | None:
-        """Take `addr` from its owner; return the owner, or `None` without one."""
+    def delete_addr(
+        self, addr: Sequence[str | int], uid: Iterable[object] | None = None
+    ) -> Uid | None:
+        """
+        Take `addr` from its owner; return the owner, or `None` without one.
+
+        Args:
+            addr: Unwrapped.
+            uid: Who the owner has to be; `None` means whoever it is.
+        """
         addr = as_addr(addr)
         owner = self.owner(addr)
-        if owner is not None:
-            self._remove(owner, addr)
+        if owner is None or (uid is not None and owner != as_uid(uid)):
+            return None
+        self._remove(owner, addr)
         return owner
 
     def owner(self, addr: Addr) -> Uid | None:
@@ -79,10 +88,15 @@ class Names[W]:
 
     def find(self, name: str) -> list[Addr] | None:
         """Return the addresses of the first actor whose name or uuid is `name`."""
-        for uid, addrs in self.entries.items():
-            if name in uid and addrs:
-                return list(addrs)
-        return None
+        return next((addrs for _, addrs in self.find_all(name)), None)
+
+    def find_all(self, name: str) -> list[tuple[Uid, list[Addr]]]:
+        """Return all actors whose name or uuid is `name`, oldest first."""
+        return [
+            (uid, list(addrs))
+            for uid, addrs in self.entries.items()
+            if name in uid and addrs
+        ]
 
     def addresses(self, name: str) -> list[Addr]:
         """Return all addresses of all actors called `name`, oldest actor first."""

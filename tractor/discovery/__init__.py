@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tractor.discovery._multiaddr import parse_endpoints as parse_endpoints
     from tractor.discovery._multiaddr import parse_maddr as parse_maddr
 
-_MODULES = '_addr _api _dial _multiaddr _register _registry'
+_MODULES = '_addr _api _dial _multiaddr _rank _register _registry'
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,

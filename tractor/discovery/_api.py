@@ -1,20 +1,23 @@
 """
-Find, wait for and query actors, and keep one's own registration.
+Find, wait for and query actors.
 
 Every look-up asks a registrar and then dials the target's *listener*: a channel that
 happens to be open to an actor of that name proves nothing about whether others can
-reach it.  The one shortcut is towards the registrar itself, where the parent channel
-serves if its peer is that very process.
+reach it.  Who answers must be the actor that was looked up; an address may have passed
+to another one.
 
-An actor may have several addresses.  They are dialed from the cheapest to the
-dearest (`prefer_addr`); if none answers, they are stale and the registrar is asked to
-drop them.  `_root` uses `elect_root()`, applications the rest.
+A name may belong to several actors, and an actor have several addresses.  Actors are
+tried from the oldest entry on, addresses from the cheapest to the dearest (`_rank`).
+An actor none of whose addresses leads to it is gone: those that were refused are stale,
+and the registrar is asked to take them from it.  Nothing else proves that: who cannot
+dial, hangs up, or is slow may be reached by others.  `_root` uses `elect_root()`,
+applications the rest.
 """
 
 from __future__ import annotations
 
 import os
-import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +26,7 @@ import trio
 
 from tractor._exceptions import TransportClosed
 from tractor._protocol.election import Election, Probe, elect
+from tractor._protocol.names import Addr, Uid, as_addr, as_uid
 from tractor.discovery._addr import (
     Address,
     UnwrappedAddress,
@@ -31,7 +35,15 @@ from tractor.discovery._addr import (
     mk_uuid,
     wrap_address,
 )
-from tractor.discovery._dial import AnyAddress, RegistryPortal, open_addr_portal
+from tractor.discovery._dial import (
+    UNREACHABLE,
+    AnyAddress,
+    RegistryPortal,
+    open_addr_portal,
+)
+from tractor.discovery._rank import _is_local_addr as _is_local_addr
+from tractor.discovery._rank import prefer_addr as prefer_addr
+from tractor.discovery._rank import rank
 from tractor.ipc._chan import Channel, _connect_chan
 from tractor.log import get_logger
 from tractor.msg.types import Aid
@@ -45,63 +57,18 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+type Entry = tuple[Uid, list[Addr]]  # what a registrar knows about one actor
+type Candidate = tuple[Uid, Addr]  # who should listen where
+
 PROBE_NAME: Final = 'registry-probe'
 REGISTRAR_ALIAS: Final = 'registrar'
+LOOK_UP_TIMEOUT: Final = 3.0  # seconds for one registrar to answer
+DIAL_TIMEOUT: Final = 3.0  # seconds for who listens at an address to tell who it is
 DIALS: Final = 3  # of one address whose listener hangs up each time
 DIAL_PAUSE: Final = 0.02  # seconds between them
-
-# Preference of an address: the larger the better.
-TIER_REMOTE: Final = 0
-TIER_LOCAL_TCP: Final = 1
-TIER_UDS: Final = 2
-
-
-def _is_local_addr(addr: AnyAddress) -> bool:
-    """
-    Tell whether `addr` is on this host.
-
-    A Unix socket always is.  A TCP address is if it is a loopback one or among those
-    that this host's own name resolves to; without resolution it counts as remote.
-    """
-    wrapped = wrap_address(addr)
-    if wrapped.proto_key == 'uds':
-        return True
-    from ipaddress import ip_address  # children dial nobody as a rule
-
-    host = wrapped.unwrap()[0]
-    if ip_address(host).is_loopback:
-        return True
-    try:
-        found = socket.getaddrinfo(socket.gethostname(), None)
-    except OSError:
-        return False
-    return any(sockaddr[0] == host for *_, sockaddr in found)
-
-
-def _tier(addr: AnyAddress) -> int:
-    """Return how cheap it is to reach `addr`."""
-    if wrap_address(addr).proto_key == 'uds':
-        return TIER_UDS
-    return TIER_LOCAL_TCP if _is_local_addr(addr) else TIER_REMOTE
-
-
-def _ranked[A: AnyAddress](addrs: Sequence[A]) -> list[A]:
-    """Return `addrs` from the best to the worst; of equals the last one leads."""
-    if len(addrs) < 2:
-        return list(addrs)  # no need to look up this host's name
-    return sorted(addrs, key=_tier)[::-1]
-
-
-def prefer_addr(addrs: Sequence[UnwrappedAddress]) -> UnwrappedAddress:
-    """
-    Choose the cheapest of an actor's addresses.
-
-    Unix sockets go before local TCP, local before remote TCP; of equals the last.
-
-    Args:
-        addrs: One or more unwrapped addresses.
-    """
-    return _ranked(addrs)[0]
+# Seconds between rounds of dials to actors that are registered but do not answer.
+FIRST_PAUSE: Final = 0.02
+LAST_PAUSE: Final = 0.5
 
 
 @asynccontextmanager
@@ -127,6 +94,26 @@ async def get_registry(
         return
     async with open_addr_portal(addr) as portal:
         yield portal
+
+
+@asynccontextmanager
+async def _open_registry(addr: AnyAddress | None) -> AsyncGenerator[RegistryPortal]:
+    """
+    Yield a portal to the registrar at `addr`, closed on exit.
+
+    A registrar dials every other one, but not itself.
+    """
+    actor = current_actor()
+    if actor.is_registrar and (addr is None or _listens_at(actor, addr)):
+        yield LocalPortal(actor, Channel())
+        return
+    async with open_addr_portal(addr) as portal:
+        yield portal
+
+
+def _listens_at(actor: Actor, addr: AnyAddress) -> bool:
+    own = [*actor.reg_addrs, *actor.accept_addrs]
+    return as_addr(wrap_address(addr).unwrap()) in map(as_addr, own)
 
 
 @asynccontextmanager
@@ -165,64 +152,130 @@ def get_peer_by_name(name: str) -> list[Channel] | None:
     return None
 
 
-async def _dial(stack: AsyncExitStack, addr: UnwrappedAddress) -> Portal | None:
+@asynccontextmanager
+async def _open_actor_portal(uid: Uid, addr: Addr) -> AsyncGenerator[Portal]:
     """
-    Enter a portal to `addr`; `None` if it hangs up however often it is dialed.
+    Yield a portal to the actor `uid` at `addr`, closed on exit.
+
+    Raises:
+        ConnectionRefusedError: It does not listen there, but another actor does.
+        OSError: Nobody listens there, or who does is silent.
+        TransportClosed: Who does hangs up, or refuses us.
+    """
+    async with open_addr_portal(addr, timeout=DIAL_TIMEOUT) as portal:
+        peer = portal.chan.aid
+        if peer is None or peer.uid != uid:
+            raise ConnectionRefusedError(f'{peer} listens at {addr} instead of {uid}')
+        yield portal
+
+
+async def _dial(stack: AsyncExitStack, uid: Uid, addr: Addr) -> Portal | None:
+    """
+    Enter a portal to an actor; `None` if it hangs up however often it is dialed.
 
     A listener that is being closed drops who waits to be accepted, which looks like a
     peer that hangs up.  Only another dial tells: that one is refused.
 
     Raises:
-        OSError: Nobody listens there, or nobody does any more.
+        OSError: It does not listen there, does not any more, or cannot be dialed.
     """
     for attempt in range(DIALS):
         if attempt:
             await trio.sleep(DIAL_PAUSE)
         try:
-            return await stack.enter_async_context(open_addr_portal(addr))
+            return await stack.enter_async_context(_open_actor_portal(uid, addr))
         except TransportClosed as err:
             log.runtime('peer at %s hung up: %s', addr, err)
     return None
 
 
+def _is_refusal(err: OSError) -> bool:
+    """Tell whether an error proves that an actor does not listen at an address."""
+    # A Unix socket's transport raises an error of its own from the system's.
+    gone = ConnectionRefusedError, FileNotFoundError
+    return isinstance(err, gone) or isinstance(err.__cause__, gone)
+
+
 async def _enter_match(
     stack: AsyncExitStack,
     registry_addr: AnyAddress | None,
-    addrs: Sequence[UnwrappedAddress] | None,
+    candidates: Sequence[Candidate],
 ) -> Portal | None:
     """
-    Enter a portal to the first of an actor's addresses that answers, best first.
+    Enter a portal to the first candidate that answers.
 
-    If none does, those that refused are stale and the registrar is asked to drop
-    them.  While one works the others stay: they may serve somebody on another host.
+    Addresses that refused are stale, and the registrar is asked to drop them, unless
+    their actor has another one: that one may work, here or from another host.
     """
-    stale: list[UnwrappedAddress] = []
-    for addr in _ranked(addrs or ()):
+    found: Portal | None = None
+    untried = Counter(uid for uid, _ in candidates)
+    refused: list[Candidate] = []
+    for uid, addr in candidates:
+        untried[uid] -= 1
         try:
-            portal = await _dial(stack, addr)
+            found = await _dial(stack, uid, addr)
         except OSError as err:
-            log.runtime('nobody listens at %s: %r', addr, err)
-            stale.append(addr)
-        else:
-            if portal is not None:
-                return portal
+            if _is_refusal(err):
+                log.runtime('%s does not listen at %s: %r', uid, addr, err)
+                refused.append((uid, addr))
+            else:
+                log.warning('cannot reach %s at %s: %r', uid, addr, err)
+        if found is not None:
+            untried[uid] += 1  # it has one that works
+            break
+    stale = [(uid, addr) for uid, addr in refused if not untried[uid]]
     if stale:
-        async with get_registry(registry_addr) as registry:
-            for addr in stale:
-                uid = await registry.run_from_ns('self', 'delete_addr', addr=addr)
-                log.warning('dropped stale address %s of %s', addr, uid)
-    return None
-
-
-async def _look_up(
-    registry_addr: AnyAddress | None, name: str
-) -> list[UnwrappedAddress] | None:
-    """Ask one registrar for the addresses of an actor."""
-    async with get_registry(registry_addr) as registry:
-        found: list[UnwrappedAddress] | None = await registry.run_from_ns(
-            'self', 'find_actor', name=name
-        )
+        await _drop(registry_addr, stale)
     return found
+
+
+async def _drop(registry_addr: AnyAddress | None, stale: list[Candidate]) -> None:
+    """Ask a registrar to take addresses from their actors; failure is logged."""
+    with trio.move_on_after(LOOK_UP_TIMEOUT):
+        try:
+            async with _open_registry(registry_addr) as registry:
+                for uid, addr in stale:
+                    log.warning('dropping stale address %s of %s', addr, uid)
+                    # Of that actor: the address may be another one's by now.
+                    stated = {'addr': addr, 'uid': uid}
+                    await registry.run_from_ns('self', 'delete_addr', **stated)
+        except UNREACHABLE as err:
+            log.warning('stale addresses stay at %s: %r', registry_addr, err)
+
+
+async def _entries(registry: RegistryPortal, name: str) -> list[Entry]:
+    """Return what a registrar knows about all actors of that name or uuid."""
+    found = await registry.run_from_ns('self', 'find_actors', name=name)
+    return [(as_uid(uid), [as_addr(addr) for addr in addrs]) for uid, addrs in found]
+
+
+async def _look_up(registry_addr: AnyAddress | None, name: str) -> list[Entry]:
+    """
+    Ask one registrar for all actors of that name or uuid.
+
+    Raises:
+        TimeoutError: It stays silent.
+        OSError: It does not listen.
+        TransportClosed: It hangs up.
+        RemoteActorError: It is none.
+    """
+    with trio.move_on_after(LOOK_UP_TIMEOUT):
+        async with _open_registry(registry_addr) as registry:
+            return await _entries(registry, name)
+    raise TimeoutError(
+        f'the registrar at {registry_addr} did not answer within {LOOK_UP_TIMEOUT:g} s'
+    )
+
+
+async def _by_age(entries: Sequence[Entry]) -> list[Candidate]:
+    """Return where to dial: one actor after the other, its best address first."""
+    return [(uid, addr) for uid, addrs in entries for addr in await rank(addrs)]
+
+
+async def _by_rank(entries: Sequence[Entry]) -> list[Candidate]:
+    """Return where to dial: the best address of all actors first."""
+    owners = {addr: uid for uid, addrs in entries for addr in addrs}
+    return [(owners[addr], addr) for addr in await rank([*owners])]
 
 
 @asynccontextmanager
@@ -238,7 +291,8 @@ async def maybe_open_portal(
         OSError: No registrar listens at `addr`.
     """
     async with collapse_eg(), AsyncExitStack() as stack:
-        yield await _enter_match(stack, addr, await _look_up(addr, name))
+        candidates = await _by_age(await _look_up(addr, name))
+        yield await _enter_match(stack, addr, candidates)
 
 
 @asynccontextmanager
@@ -261,9 +315,9 @@ async def query_actor(
     actor = current_actor()
     if name == REGISTRAR_ALIAS and actor.is_registrar:
         raise RuntimeError('this actor is the registrar: it need not look itself up')
-    async with get_registry(_own_registry(actor, regaddr)) as registry:
+    async with _open_registry(_own_registry(actor, regaddr)) as registry:
         addrs = await registry.run_from_ns('self', 'find_actor', name=name)
-        yield (prefer_addr(addrs) if addrs else None), registry
+        yield ((await rank(addrs))[0] if addrs else None), registry
 
 
 @asynccontextmanager
@@ -285,13 +339,22 @@ async def wait_for_actor(
         OSError: No registrar listens there.
     """
     registry_addr = _own_registry(current_actor(), registry_addr)
+    entries: list[Entry] = []
+    pause = FIRST_PAUSE
     async with collapse_eg(), AsyncExitStack() as stack:
         while True:
-            async with get_registry(registry_addr) as registry:
-                addrs = await registry.run_from_ns('self', 'wait_for_actor', name=name)
-            portal = await _enter_match(stack, registry_addr, addrs)
+            before = entries
+            async with _open_registry(registry_addr) as registry:
+                await registry.run_from_ns('self', 'wait_for_actor', name=name)
+                found = await _entries(registry, name)
+            entries = [entry for entry in found if entry[0][0] == name]
+            candidates = await _by_rank(entries)
+            portal = await _enter_match(stack, registry_addr, candidates)
             if portal is not None:
                 break
+            # The registrar does not wait for who is registered but cannot be reached.
+            pause = FIRST_PAUSE if entries != before else min(2 * pause, LAST_PAUSE)
+            await trio.sleep(pause)
         yield portal
 
 
@@ -306,7 +369,9 @@ async def find_actor(
     """
     Yield a portal to the actor `name`, or `None` if no registrar knows it.
 
-    All registrars are asked at once.  Connections are closed on exit.
+    All registrars are asked at once, and each is given `LOOK_UP_TIMEOUT`; one that is
+    down, silent or none at all knows nobody.  With `only_first`, once an actor has
+    answered, the other registrars are not waited for.  Connections are closed on exit.
 
     Args:
         name: An actor's name or uuid.
@@ -319,7 +384,9 @@ async def find_actor(
         raise_on_none: Raise where `None` would be yielded.
     Raises:
         RuntimeError: Nobody is called `name` and `raise_on_none` is set.
-        OSError: None of the registrars listens.
+        OSError: None of the registrars answers.
+        TransportClosed: The same: the first of them hangs up.
+        RemoteActorError: The same: the first of them is no registrar.
     """
     current_actor()  # without a runtime, say so before anything else
     registries: Sequence[AnyAddress] = (
@@ -327,14 +394,26 @@ async def find_actor(
         or _state._runtime_vars['_registry_addrs']
         or default_lo_addrs(list(enable_transports or [_state._def_tpt_proto]))
     )
-    async with collapse_eg(), AsyncExitStack() as stack:
-        answers = await _look_up_all(registries, name)
-        portals: list[Portal | None] = []
-        for registry, addrs in zip(registries, answers, strict=True):
-            portal = await _enter_match(stack, registry, addrs)
-            portals.append(portal)
+    portals: list[Portal | None] = [None] * len(registries)
+    failures: dict[int, Exception] = {}
+    async with (
+        collapse_eg(),
+        trio.open_nursery() as tn,
+        AsyncExitStack() as stack,
+    ):
+        questions = Questions(tn, registries, name)
+        async for index, answer in questions:
+            if isinstance(answer, Exception):
+                failures[index] = answer
+                continue
+            candidates = await _by_age(answer)
+            portal = await _enter_match(stack, registries[index], candidates)
+            portals[index] = portal
             if only_first and portal is not None:
                 break
+        questions.withdraw()
+        if len(failures) == len(registries):
+            raise failures[0]
         found = [portal for portal in portals if portal is not None]
         if raise_on_none and not found:
             raise RuntimeError(
@@ -346,31 +425,47 @@ async def find_actor(
             yield portals
 
 
-async def _look_up_all(
-    registries: Sequence[AnyAddress], name: str
-) -> list[list[UnwrappedAddress] | None]:
+class Questions:
     """
-    Ask all registrars at once; one that is down knows nobody.
+    One look-up at several registrars; iterate for the answers as they come.
 
-    Raises:
-        OSError: All are down.
+    Each is `(index, answer)`: the entries, or why there is no answer.
     """
-    answers: list[list[UnwrappedAddress] | None] = [None] * len(registries)
-    failures: list[OSError] = []
 
-    async def ask(index: int, registry: AnyAddress) -> None:
-        try:
-            answers[index] = await _look_up(registry, name)
-        except OSError as err:
-            log.warning('no registrar at %s: %r', registry, err)
-            failures.append(err)
-
-    async with trio.open_nursery() as tn:
+    def __init__(
+        self, tn: trio.Nursery, registries: Sequence[AnyAddress], name: str
+    ) -> None:
+        self._left = len(registries)
+        self._scopes = [trio.CancelScope() for _ in registries]
+        self._send, self._receive = trio.open_memory_channel[
+            tuple[int, list[Entry] | Exception]
+        ](self._left)
         for index, registry in enumerate(registries):
-            tn.start_soon(ask, index, registry)
-    if len(failures) == len(registries):
-        raise failures[0]
-    return answers
+            tn.start_soon(self._ask, index, registry, name)
+
+    async def _ask(self, index: int, registry: AnyAddress, name: str) -> None:
+        answer: list[Entry] | Exception
+        with self._scopes[index]:
+            try:
+                answer = await _look_up(registry, name)
+            except UNREACHABLE as err:
+                log.warning('no registrar answers at %s: %r', registry, err)
+                answer = err
+            self._send.send_nowait((index, answer))
+
+    def __aiter__(self) -> Questions:
+        return self
+
+    async def __anext__(self) -> tuple[int, list[Entry] | Exception]:
+        if not self._left:
+            raise StopAsyncIteration
+        self._left -= 1
+        return await self._receive.receive()
+
+    def withdraw(self) -> None:
+        """Have nobody answer any more."""
+        for scope in self._scopes:
+            scope.cancel()
 
 
 def _own_registry(actor: Actor, given: AnyAddress | None) -> AnyAddress | None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Any, Final
+
+import trio
 
 from tractor._exceptions import RemoteActorError, TransportClosed
 from tractor.discovery._addr import Address, UnwrappedAddress
@@ -27,18 +30,29 @@ UNREACHABLE: Final = (OSError, TransportClosed, RemoteActorError)
 
 @asynccontextmanager
 async def open_addr_portal(
-    addr: AnyAddress | None, **portal_kwargs: Any
+    addr: AnyAddress | None, timeout: float = inf, **portal_kwargs: Any
 ) -> AsyncGenerator[Portal]:
     """
     Yield a portal over a fresh connection to `addr`, closed on exit.
 
+    Args:
+        addr: In any form that `wrap_address()` takes.
+        timeout: Seconds for the peer to accept and to tell who it is.
+        portal_kwargs: Passed to `open_portal()`.
     Raises:
+        TimeoutError: It did not in that time.
         OSError: Nobody listens there.
         TransportClosed: It hung up before it told who it is.
     """
-    async with (
-        collapse_eg(),
-        _connect_chan(addr) as chan,
-        open_portal(chan, **portal_kwargs) as portal,
-    ):
-        yield portal
+    with trio.move_on_after(timeout) as scope:
+        async with (
+            collapse_eg(),
+            _connect_chan(addr) as chan,
+            open_portal(chan, **portal_kwargs) as portal,
+        ):
+            scope.deadline = inf
+            if scope.cancel_called:  # too late by an instant
+                await trio.lowlevel.checkpoint_if_cancelled()
+            yield portal
+    if scope.cancelled_caught:
+        raise TimeoutError(f'no answer from {addr} within {timeout:g} s')

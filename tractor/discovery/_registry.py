@@ -51,6 +51,16 @@ class Registrar(Actor):
         """
         return self._names.find(name)
 
+    async def find_actors(self, name: str) -> list[tuple[Uid, list[Addr]]]:
+        """
+        Return every actor whose name or uuid is `name`, oldest first.
+
+        Returns:
+            Each `(uid, addresses)`: `(name, uuid)`, and unwrapped addresses in the
+            order registered.
+        """
+        return self._names.find_all(name)
+
     async def get_registry(self) -> dict[str, list[Addr]]:
         """Return `'<name>.<uuid>' -> addresses` of every registered actor."""
         return self._names.listing()
@@ -94,9 +104,16 @@ class Registrar(Actor):
         """Drop a child that ended, however it did: it need not unregister itself."""
         self._names.unregister(uid)
 
-    async def delete_addr(self, addr: Addr) -> Uid | None:
-        """Take a stale address from its owner; return the owner or `None`."""
-        return self._names.delete_addr(addr)
+    async def delete_addr(self, addr: Addr, uid: Uid | None = None) -> Uid | None:
+        """
+        Take a stale address from its owner; return the owner or `None`.
+
+        Args:
+            addr: Unwrapped address.
+            uid: Who it was stale for: another owner keeps it.  `None` means whoever
+                it belongs to.
+        """
+        return self._names.delete_addr(addr, uid)
 
 
 Arbiter = Registrar  # the old name

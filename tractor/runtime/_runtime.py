@@ -52,6 +52,7 @@ log = get_logger()
 _ENDPOINTS: Final = frozenset(
     {
         'find_actor',
+        'find_actors',
         'wait_for_actor',
         'get_registry',
         'register_actor',

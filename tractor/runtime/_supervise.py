@@ -23,7 +23,7 @@ from .._exceptions import ActorDied, ActorUnkillable, RuntimeFailure, Uid
 from .._protocol.escalate import NURSERY_TIMEOUT, Escalation, Step
 from .._protocol.supervise import Join, Supervision
 from ..discovery._addr import get_address_cls, wrap_address
-from ..discovery._api import prefer_addr
+from ..discovery._rank import prefer_addr
 from ..log import get_logger, get_loglevel
 from ..spawn import _spawn
 from ..trionics._beg import strip
@@ -527,7 +527,8 @@ def _parent_addr(actor: Actor) -> UnwrappedAddress:
             f'{actor.aid.reprol()} does not listen (any more), so that it can have no '
             'children'
         )
-    return prefer_addr(actor.accept_addrs)
+    own_hosts = {str(host) for host, _ in actor.accept_addrs}
+    return prefer_addr(actor.accept_addrs, own_hosts)
 
 
 @asynccontextmanager
