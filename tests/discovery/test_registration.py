@@ -101,8 +101,7 @@ def boot(member, then=None):
 
 
 ANNOUNCED = [
-    ('self', 'register_actor', {'uid': ('me', 'u1'), 'addr': addr})
-    for addr in (UDS, LOOP)
+    ('self', 'register_actor', {'uid': ('me', 'u1'), 'addr': UDS, 'others': [LOOP]})
 ]
 LEFT = [('self', 'unregister_actor', {'uid': ('me', 'u1')})]
 
@@ -112,6 +111,23 @@ def test_every_address_at_every_registry(registries):
     registries.update({HOST: Registry(), FAR: Registry()})
     boot(Member([HOST, FAR]))
     assert registries[HOST].calls == registries[FAR].calls == ANNOUNCED
+
+
+def test_a_single_address_is_registered_without_others(registries):
+    """Every registrar understands that form."""
+    member = Member([HOST], Chan(HOST))
+    member.accept_addrs = [LOOP]
+    boot(member)
+    stated = {'uid': ('me', 'u1'), 'addr': LOOP}
+    assert member.parent.calls == [('self', 'register_actor', stated)]
+
+
+def test_an_actor_that_does_not_listen_is_not_registered(registries):
+    """Nobody could reach it."""
+    member = Member([HOST], Chan(HOST))
+    member.accept_addrs = []
+    boot(member)
+    assert member.parent.calls == []
 
 
 def test_the_parent_channel_serves_when_it_leads_to_the_registrar(registries):

@@ -81,6 +81,25 @@ def test_registration_wakes_everybody_who_waits(registrar):
     trio.run(main)
 
 
+def test_whoever_waits_sees_all_addresses(registrar):
+    """They come with one request, so that the best of them can be chosen."""
+    found = []
+
+    async def wait():
+        found.append(await registrar.wait_for_actor('a'))
+
+    async def main():
+        with trio.fail_after(5):
+            async with trio.open_nursery() as tn:
+                tn.start_soon(wait)
+                await wait_all_tasks_blocked()
+                await registrar.register_actor(['a', 'u1'], [*X], others=[[*Y]])
+        assert found == [[X, Y]]
+        assert await registrar.find_actors('a') == [(('a', 'u1'), [X, Y])]
+
+    trio.run(main)
+
+
 def test_a_cancelled_wait_leaves_nothing(registrar):
     """Neither an event nor an empty list stays behind."""
 

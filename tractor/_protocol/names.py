@@ -42,20 +42,21 @@ class Names[W]:
         self.entries: dict[Uid, list[Addr]] = {}
         self.waiters: dict[str, list[W]] = {}
 
-    def register(self, uid: Iterable[object], addr: Sequence[str | int]) -> list[W]:
+    def register(self, uid: Iterable[object], *addrs: Sequence[str | int]) -> list[W]:
         """
-        Give `addr` to `uid`, evicting any other owner.
+        Give each of `addrs` to `uid`, evicting any other owner.
 
         Returns:
             The waiters for that name, which are forgotten here and must be woken.
         """
-        uid, addr = as_uid(uid), as_addr(addr)
-        owner = self.owner(addr)
-        if owner is not None and owner != uid:
-            self._remove(owner, addr)
-        addrs = self.entries.setdefault(uid, [])
-        if addr not in addrs:
-            addrs.append(addr)
+        uid = as_uid(uid)
+        for addr in map(as_addr, addrs):
+            owner = self.owner(addr)
+            if owner is not None and owner != uid:
+                self._remove(owner, addr)
+            own = self.entries.setdefault(uid, [])
+            if addr not in own:
+                own.append(addr)
         return self.waiters.pop(uid[0], [])
 
     def unregister(self, uid: Iterable[object]) -> list[Addr] | None:

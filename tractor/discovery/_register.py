@@ -105,11 +105,15 @@ async def register_actor(actor: Actor, tn: trio.Nursery) -> None:
 
 
 async def _announce(actor: Actor, registry: RegistryPortal) -> None:
-    # In order: the registrar lists an actor's addresses as they come in.
-    for addr in actor.accept_addrs:
-        await registry.run_from_ns(
-            'self', 'register_actor', uid=actor.aid.uid, addr=addr
-        )
+    """Register all addresses with one request, in the order that they are listed."""
+    if not actor.accept_addrs:
+        log.runtime('nothing to register: %s does not listen any more', actor.aid.uid)
+        return
+    addr, *others = actor.accept_addrs
+    more = {'others': others} if others else {}
+    await registry.run_from_ns(
+        'self', 'register_actor', uid=actor.aid.uid, addr=addr, **more
+    )
 
 
 async def _stay_registered(

@@ -8,6 +8,7 @@ through the namespace `'self'`, mostly from `tractor.discovery._api`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import trio
@@ -84,15 +85,18 @@ class Registrar(Actor):
                 self._names.drop_waiter(name, registered)
         return addrs
 
-    async def register_actor(self, uid: Uid, addr: Addr) -> None:
+    async def register_actor(
+        self, uid: Uid, addr: Addr, others: Iterable[Addr] = ()
+    ) -> None:
         """
-        Add one address of an actor and wake whoever waits for its name.
+        Add addresses of an actor, then wake whoever waits for its name.
 
         Args:
             uid: `(name, uuid)`.
             addr: Unwrapped address; any other actor that held it loses it.
+            others: More of them; who is woken sees all.
         """
-        for registered in self._names.register(uid, addr):
+        for registered in self._names.register(uid, addr, *others):
             registered.set()
 
     async def unregister_actor(self, uid: Uid) -> None:
