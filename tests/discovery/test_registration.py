@@ -255,6 +255,15 @@ def test_unregistering_over_the_parent_channel(registries):
     assert member.parent.calls == LEFT
 
 
+def test_unregistering_a_child_that_died(registries):
+    """Its parent does it in its name, wherever they both are registered."""
+    registries[FAR] = Registry()
+    member = Member([HOST, FAR], Chan(HOST))
+    trio.run(_register.unregister_actor, member, ('child', 'u2'))
+    left = [('self', 'unregister_actor', {'uid': ('child', 'u2')})]
+    assert member.parent.calls == registries[FAR].calls == left
+
+
 def test_unregistering_when_the_parent_channel_breaks(registries):
     """A connection of its own is tried then."""
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -76,6 +76,14 @@ async def own_pid() -> int:
 
 async def exit_with(code: int) -> None:
     os._exit(code)
+
+
+async def lose_a_child() -> None:
+    with suppress(ActorDied):
+        async with tractor.open_nursery() as an:
+            child = await start(an, 'grandchild')
+            os.kill(await child.run(own_pid), signal.SIGKILL)
+            await trio.sleep_forever()
 
 
 async def start(an: tractor.ActorNursery, name: str = 'child') -> tractor.Portal:
@@ -385,5 +393,27 @@ def test_a_child_that_stops_serving(run_tree):
             assert found is None
         assert uid not in registry
         assert await portal.cancel_actor()
+
+    run_tree(body)
+
+
+def test_a_killed_grandchild_is_forgotten(run_tree, monkeypatch):
+    """Its parent sees the death, and tells the registry, which does not."""
+
+    async def body(an):
+        registrar = tractor.current_actor()
+        unregister, left = registrar.unregister_actor, trio.Event()
+
+        async def observed(uid):
+            await unregister(uid)
+            if uid[0] == 'grandchild':
+                left.set()
+
+        monkeypatch.setattr(registrar, 'unregister_actor', observed)
+        portal = await start(an)
+        await portal.run(lose_a_child)
+        await left.wait()
+        assert [name for name, _ in registrar._registry] == ['root', 'child']
+        await an.cancel()
 
     run_tree(body)

@@ -9,7 +9,8 @@ that breaks, or cannot be made, it is tried again, ever more rarely, as long as 
 actor lives.  So a registrar that comes back with an empty table gets to know everybody
 again.
 
-Where the parent is the registrar its channel serves.  Used by the boot code.
+Where the parent is the registrar its channel serves.  Used by the boot code, and by
+nurseries in the name of children that could not leave in order.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tractor.runtime._portal import LocalPortal
 from tractor.trionics._beg import collapse_eg
 
 if TYPE_CHECKING:
+    from tractor._protocol.names import Uid
     from tractor.discovery._addr import UnwrappedAddress
     from tractor.runtime._runtime import Actor
 
@@ -160,17 +162,22 @@ async def _stay_registered(
         pause = min(2 * pause, LAST_PAUSE)
 
 
-async def unregister_actor(actor: Actor) -> None:
+async def unregister_actor(actor: Actor, uid: Uid | None = None) -> None:
     """
-    Remove `actor` from every registry; failures are logged, never raised.
+    Remove an actor from every registry; failures are logged, never raised.
 
     Shielded, and bounded by `UNREGISTER_TIMEOUT` for each registry, all at once.  Where
     the parent channel serves and breaks, a connection is tried.  A registrar keeps its
     table to the end.
+
+    Args:
+        actor: The actor of this process.
+        uid: A child of it that died, with the same registries; `None` means itself.
     """
+    leaver = uid or actor.aid.uid
 
     async def leave(registry: RegistryPortal) -> None:
-        await registry.run_from_ns('self', 'unregister_actor', uid=actor.aid.uid)
+        await registry.run_from_ns('self', 'unregister_actor', uid=leaver)
 
     async def unregister(registry_addr: UnwrappedAddress) -> None:
         with trio.move_on_after(UNREGISTER_TIMEOUT, shield=True) as scope:
@@ -190,7 +197,7 @@ async def unregister_actor(actor: Actor) -> None:
                 'registry %s did not confirm within %g s that %s left',
                 registry_addr,
                 UNREGISTER_TIMEOUT,
-                actor.aid.uid,
+                leaver,
             )
 
     if not actor.is_registrar:

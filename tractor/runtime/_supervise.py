@@ -24,6 +24,7 @@ from .._protocol.escalate import NURSERY_TIMEOUT, Escalation, Step
 from .._protocol.supervise import Join, Supervision
 from ..discovery._addr import get_address_cls, wrap_address
 from ..discovery._rank import prefer_addr
+from ..discovery._register import unregister_actor
 from ..log import get_logger, get_loglevel
 from ..spawn import _spawn
 from ..trionics._beg import strip
@@ -56,6 +57,7 @@ class ActorNursery:
         self._changed = trio.Event()
         self._waits: dict[Uid, Callable[[], Awaitable[Any]]] = {}
         self._killed: set[Uid] = set()
+        self._farewells: set[Uid] = set()
         self._children: dict[Uid, tuple[Actor, Any, Portal | None]] = {}
         self._cancel_after_result_on_exit: set[Portal] = set()
         self._join_procs = trio.Event()
@@ -293,6 +295,7 @@ class ActorNursery:
             self._sup.delivered(uid)
 
     def _child_farewell(self, uid: Uid) -> None:
+        self._farewells.add(uid)
         self._sup.farewell(uid)
 
     def _child_lost(self, chan: Channel, by_us: bool) -> None:
@@ -322,6 +325,9 @@ class ActorNursery:
         self._actor._child_has_left(uid)
         if uid not in self._sup.children:
             return
+        if uid not in self._farewells and not self._actor.is_registrar:
+            # It had no time to take itself out of the registries.
+            self._actor._start_internal(unregister_actor, self._actor, uid)
         died = self._sup.ended(uid, orderly=death is None or uid in self._killed)
         if isinstance(death, ActorUnkillable):
             # Worth telling whatever else went wrong, also with this child.
