@@ -42,6 +42,9 @@ log = _log.get_logger()
 # answers there.  Whoever took it listens, as a rule, before anybody can notice.
 ELECTION_PAUSES: Final = (0.0, 0.05, 0.1, 0.2)
 
+# The runtime variables that are the choice of one root.
+_OF_A_ROOT: Final = ('_enable_tpts', '_is_root', '_registry_addrs')
+
 
 def _is_crash(err: BaseException) -> bool:
     return not is_multi_cancelled(err)
@@ -106,7 +109,7 @@ async def open_root_actor(
             'open a nursery in it instead'
         )
     _refuse_missing_features(debug_mode, maybe_enable_greenback, enable_stack_on_sig)
-    with _gil_mode(subint_gil), _builtin_breakpoint_blocked():
+    with _variables_kept(), _gil_mode(subint_gil), _builtin_breakpoint_blocked():
         registries, transports = _settle(
             registry_addrs, enable_transports, start_method
         )
@@ -283,6 +286,17 @@ async def _report_crash(err: BaseException) -> None:
         log.error(
             'Root actor crashed: %s\n ^^^ raised to its caller ^^^', type(err).__name__
         )
+
+
+@contextmanager
+def _variables_kept() -> Iterator[None]:
+    """Set back what a root chooses for its tree, also if it does not come up."""
+    rtvars = _state._runtime_vars
+    before = {key: rtvars[key] for key in _OF_A_ROOT}
+    try:
+        yield
+    finally:
+        rtvars.update(before)
 
 
 @contextmanager
