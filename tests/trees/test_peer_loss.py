@@ -397,6 +397,7 @@ def test_a_child_that_stops_serving(run_tree):
     run_tree(body)
 
 
+@pytest.mark.skipon_spawn_backend('subint', reason='it kills a process by its pid')
 def test_a_killed_grandchild_is_forgotten(run_tree, monkeypatch):
     """Its parent sees the death, and tells the registry, which does not."""
 
