@@ -292,7 +292,7 @@ def test_class_keywords_of_msgspec_alone_name_the_way_out(base):
 
 def test_unknown_class_keyword(lib):
     """It is a mistake, whatever interpreter this is."""
-    with pytest.raises(TypeError, match='unexpected keyword argument') as caught:
+    with pytest.raises(TypeError, match='keyword argument') as caught:
         point(lib, nonsense=True)
     assert not isinstance(caught.value, ImportError)
 
