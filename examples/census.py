@@ -19,9 +19,14 @@ Ctrl-C prints what was counted so far, ends with status 130, and leaves no proce
 
 from __future__ import annotations
 
-import ast
 import os
 import signal
+
+# Nothing is counted yet: while all else is imported, Ctrl-C has nothing to print.
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import ast
 import socket
 import sys
 import tempfile
@@ -37,6 +42,7 @@ from typing import Any, TextIO
 import trio
 
 import tractor
+from tractor.spawn._spawn import try_set_start_method
 
 WINDOW = 4  # files an actor holds at once
 TOP = 10  # longest functions to show
@@ -379,15 +385,23 @@ def main() -> int:
     directory = Path(args.path or sysconfig.get_path('stdlib'))
     if not directory.is_dir():
         parser.error(f'not a directory: {directory}')
-
     backends = ','.join(args.backend or ['trio']).split(',')
+    for backend in backends:
+        try:
+            try_set_start_method(backend)
+        except (ValueError, RuntimeError) as err:
+            parser.error(f'--backend {backend}: {err}')
 
     census = Census(())
     timings = []
     closing = ['interrupted: this is what was counted so far']
     status = 130
     try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         sources = sources_of(directory, own_only=args.path is None)
+        if not sources:
+            parser.error(f'no Python files below {directory}')
         print(f'{len(sources)} files below {directory}', flush=True)
         for backend in backends:
             census = Census(sources)

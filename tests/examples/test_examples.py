@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -58,9 +59,10 @@ SAID = {
 class Program:
     """One example in a session of its own; kills what is left of it at the end."""
 
-    def __init__(self, example: str, *args: str) -> None:
+    def __init__(self, example: str, *args: str, paths: Sequence[Path] = ()) -> None:
         self.mark = str(uuid.uuid4())
-        env = {**os.environ, MARK: self.mark, 'PYTHONPATH': str(ROOT)}
+        path = os.pathsep.join(map(str, [*paths, ROOT]))
+        env = {**os.environ, MARK: self.mark, 'PYTHONPATH': path}
         for name in ('TRACTOR_SPAWN_METHOD', 'TRACTOR_LOGLEVEL'):
             env.pop(name, None)
         self.process = subprocess.Popen(
@@ -208,12 +210,45 @@ def test_census_compares_backends(tree, backends):
         assert program.alive() == []
 
 
-def test_census_refuses_what_is_no_directory(tree):
-    """Wrong use is told as such, before any actor starts."""
-    with Program('census.py', str(tree / 'loose.py')) as program:
-        status, _, err = program.finish()
+@pytest.mark.parametrize(
+    ('arguments', 'told'),
+    [
+        (['loose.py'], 'not a directory: .*loose.py'),
+        (['empty'], 'no Python files below .*empty'),
+        (['--backend', 'nope'], "--backend nope: there is no spawn method 'nope'"),
+        (['--backend', 'trio,'], "--backend : there is no spawn method ''"),
+        pytest.param(
+            ['--backend', 'trio,subint'],
+            '--backend subint: .*3.14',
+            marks=pytest.mark.skipif(
+                sys.version_info >= (3, 14), reason='sub-interpreters are there'
+            ),
+        ),
+    ],
+)
+def test_census_refuses_wrong_use(tree, arguments, told):
+    """What cannot be counted, or by whom, is told as such before any actor starts."""
+    (tree / 'empty').mkdir()
+    arguments = [
+        str(tree / name) if (tree / name).exists() else name for name in arguments
+    ]
+    with Program('census.py', *arguments) as program:
+        status, out, err = program.finish()
     assert status == 2
-    assert 'not a directory' in err
+    assert out == ''
+    assert re.search(f'^census.py: error: {told}', err, re.MULTILINE), err
+
+
+def test_census_is_interrupted_at_once(tmp_path):
+    """Ctrl-C while it still loads its imports: status 130, and no traceback."""
+    slow = tmp_path / 'trio.py'
+    slow.write_text("print('loading', flush=True)\nwhile True:\n    pass\n")
+    with Program('census.py', paths=[tmp_path]) as program:
+        assert program.process.stdout is not None
+        assert program.process.stdout.readline() == 'loading\n'
+        program.process.send_signal(signal.SIGINT)
+        status, out, err = program.finish()
+    assert (status, out, err) == (130, '', '')
 
 
 @pytest.mark.parametrize(
