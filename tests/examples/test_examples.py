@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -38,7 +39,7 @@ SAID = {
         r'registry: ready',
         r'client: I am the registrar: False',
         r'client: the clock says \d\d:\d\d:\d\d UTC',
-        r'client: the sundial is None',
+        r'client: nobody is called sundial',
         r'registry: closed',
     ],
     'errors_three_levels.py': [
@@ -116,6 +117,17 @@ def test_small_example(example):
         assert re.search('[^\0]*?'.join(SAID[example]), out), out + err
         check_stderr(err)
         assert program.alive() == []
+
+
+def test_client_without_a_clock():
+    """Where nobody offers the service, the client says so and ends well."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        host, port = free.getsockname()
+    with Program('discovery/client_program.py', host, str(port)) as program:
+        status, out, err = program.finish()
+    assert status == 0, err
+    assert 'client: nobody is called clock' in out
 
 
 def test_every_example_is_tested():
