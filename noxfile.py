@@ -40,6 +40,8 @@ PROOF_ROUNDS: Final = {
 }
 # The same for the whole suite in a row, where the suite is one round.
 SUITE_ROUNDS: Final = (20, 1)  # in full, in short
+# No actor of these backends is a process of its own, which `chaos` could kill.
+NO_PROCESS: Final = frozenset({'subint'})
 # What a change of the spawn layer can break first: `tests -- --quick`.
 QUICK: Final = (
     'tests/spawn',
@@ -166,10 +168,14 @@ def why_lacking(session: nox.Session, backend: str) -> str | None:
     return None
 
 
-def backends_of(session: nox.Session) -> list[str]:
-    """Return the backends that the session's interpreter has; name the others."""
+def backends_of(
+    session: nox.Session, without: frozenset[str] = frozenset()
+) -> list[str]:
+    """Return the backends that the session's interpreter has; name what it lacks."""
     found = []
     for backend in load_backends():
+        if backend in without:
+            continue
         reason = why_lacking(session, backend)
         if reason is None:
             found.append(backend)
@@ -188,6 +194,24 @@ def finish(session: nox.Session, results: dict[str, tuple[bool, float]]) -> None
     failed = [name for name, (passed, _) in results.items() if not passed]
     if failed:
         session.error(f'failed: {", ".join(failed)}')
+
+
+def run_backends(
+    session: nox.Session,
+    *arguments: str,
+    seconds: float = TEST_SECONDS,
+    without: frozenset[str] = frozenset(),
+) -> None:
+    """Run pytest once for each backend, or as `--spawn-backend` says."""
+    asked = any(argument.startswith('--spawn-backend') for argument in arguments)
+    backends = [] if asked else backends_of(session, without)
+    results = {}
+    for backend in backends or ['as asked']:
+        option = [f'--spawn-backend={backend}'] if backends else []
+        start = time.monotonic()
+        passed = run_pytest(session, *option, *arguments, seconds=seconds)
+        results[backend] = passed, time.monotonic() - start
+    finish(session, results)
 
 
 def split(session: nox.Session, flag: str = '--short') -> tuple[bool, list[str]]:
@@ -218,15 +242,7 @@ def tests(session: nox.Session) -> None:
     quick, arguments = split(session, '--quick')
     if quick:
         arguments += QUICK
-    asked = any(argument.startswith('--spawn-backend') for argument in arguments)
-    backends = [] if asked else backends_of(session)
-    results = {}
-    for backend in backends or ['as asked']:
-        option = [f'--spawn-backend={backend}'] if backends else []
-        start = time.monotonic()
-        passed = run_pytest(session, *option, *arguments)
-        results[backend] = passed, time.monotonic() - start
-    finish(session, results)
+    run_backends(session, *arguments)
 
 
 @nox.session
@@ -265,26 +281,35 @@ def bench(session: nox.Session) -> None:
     session.run('python', 'bench/run.py', f'--rows={rows}', *session.posargs)
 
 
+def proof(name: str, short: bool) -> tuple[str, str]:
+    """Return what of a proof pytest has to run, and how often."""
+    path = (
+        'tests/ipc/test_fuzz.py' if name == 'fuzz' else f'tests/proofs/test_{name}.py'
+    )
+    return path, f'--proof-rounds={PROOF_ROUNDS[name][short]}'
+
+
 def prove(session: nox.Session, name: str) -> None:
     """Run one long proof, in full or in its short form."""
     prepare_tests(session)
     short, arguments = split(session)
-    rounds = PROOF_ROUNDS[name][short]
-    passed = run_pytest(
-        session,
-        'tests/ipc/test_fuzz.py' if name == 'fuzz' else f'tests/proofs/test_{name}.py',
-        f'--proof-rounds={rounds}',
-        *arguments,
-        seconds=PROOF_SECONDS,
-    )
-    if not passed:
-        session.error(f'{name} failed within {rounds} rounds')
+    what = proof(name, short)
+    if not run_pytest(session, *what, *arguments, seconds=PROOF_SECONDS):
+        session.error(f'{name} failed within {PROOF_ROUNDS[name][short]} rounds')
 
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Kill, stop and cut off actors at random; `-- --short` for a short form."""
-    prove(session, 'chaos')
+    """Kill random actors on each process backend; `-- --short` for a short form."""
+    prepare_tests(session)
+    short, arguments = split(session)
+    run_backends(
+        session,
+        *proof('chaos', short),
+        *arguments,
+        seconds=PROOF_SECONDS,
+        without=NO_PROCESS,
+    )
 
 
 @nox.session

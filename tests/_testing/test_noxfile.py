@@ -1,4 +1,4 @@
-"""How the `tests` session chooses the backends that it runs on one interpreter."""
+"""How sessions choose the backends that they run on one interpreter."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Session:
 
     def __init__(self) -> None:
         self.logged: list[str] = []
+        self.posargs: list[str] = []
 
     def run(self, program: str, *arguments: str, **how: bool) -> str:
         """Run this interpreter, as the session would run its own."""
@@ -84,3 +85,24 @@ def test_interpreter_without_any_backend_is_an_error(noxfile, monkeypatch):
     monkeypatch.setattr(noxfile, 'PROBE', noxfile.PROBE.replace('try:', REFUSE_ALL, 1))
     with pytest.raises(SystemExit, match='no backend at all'):
         noxfile.backends_of(Session())
+
+
+@pytest.mark.parametrize(('posargs', 'rounds'), [([], 200), (['--short'], 5)])
+def test_chaos_runs_on_each_process_backend(noxfile, monkeypatch, posargs, rounds):
+    """In full and in short: one run for each, and none where a pid is no actor's."""
+    runs = []
+    monkeypatch.setattr(noxfile, 'prepare_tests', lambda _: None)
+    monkeypatch.setattr(noxfile, 'why_lacking', lambda *_: None)
+    monkeypatch.setattr(
+        noxfile, 'run_pytest', lambda _, *a, seconds: not runs.append(a)
+    )
+    session = Session()
+    session.posargs = posargs
+    noxfile.chaos.func(session)
+    what = ('tests/proofs/test_chaos.py', f'--proof-rounds={rounds}')
+    backends = [key for key in known() if key != 'subint']
+    assert runs == [(f'--spawn-backend={key}', *what) for key in backends]
+    runs.clear()
+    session.posargs = [*posargs, '--spawn-backend=trio']
+    noxfile.chaos.func(session)
+    assert runs == [(*what, '--spawn-backend=trio')]

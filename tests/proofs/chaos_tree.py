@@ -5,8 +5,8 @@ Three levels: the root, 3 middle actors, 12 leaves below each.  Every leaf has a
 to its middle actor and calls a leaf of another branch; every middle actor has a stream
 to the root.  Run as `chaos_tree.py BACKEND TRANSPORT REPORTS`, it prints one JSON line
 when every actor is at work and one when the tree has ended, with the error that ended
-it.  Each actor leaves in the directory REPORTS what it saw: how its own task ended, and
-what became of its calls.
+it.  Each actor leaves in the directory REPORTS what it saw: how its own task ended, who
+cancelled it, and what became of its calls.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def describe(error: BaseException | None) -> Any:
 
 
 @asynccontextmanager
-async def reporting(reports: str) -> AsyncIterator[dict[str, Any]]:
+async def reporting(
+    ctx: tractor.Context, reports: str
+) -> AsyncIterator[dict[str, Any]]:
     """Leave a report of how the block ended; the caller may add to it."""
     report: dict[str, Any] = {'uid': tractor.current_actor().aid.uid}
     try:
@@ -57,6 +59,7 @@ async def reporting(reports: str) -> AsyncIterator[dict[str, Any]]:
         report['ended_by'] = describe(err)
         raise
     finally:
+        report['canceller'] = ctx.canceller
         leave(report, Path(reports, f'{tractor.current_actor().name}.json'))
 
 
@@ -95,7 +98,7 @@ async def call_forever(
 @tractor.context
 async def be_leaf(ctx: tractor.Context, other: str, reports: str) -> None:
     """Echo a stream, and call the leaf named `other` all the while."""
-    async with reporting(reports) as report, trio.open_nursery() as tn:
+    async with reporting(ctx, reports) as report, trio.open_nursery() as tn:
         await ctx.started(os.getpid())
         async with ctx.open_stream() as stream:
             await tn.start(call_forever_with_status, other, report)
@@ -168,7 +171,7 @@ def leaf_name(middle: int, leaf: int) -> str:
 async def be_middle(ctx: tractor.Context, index: int, reports: str) -> None:
     """Keep a dozen busy leaves, and echo a stream to the root."""
     neighbour = (index + 1) % MIDDLES
-    async with reporting(reports), tractor.open_nursery() as an:
+    async with reporting(ctx, reports), tractor.open_nursery() as an:
         names = [leaf_name(index, leaf) for leaf in range(LEAVES)]
         portals = await start_all(an, names)
         calls = {

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import selectors
 import signal
 import stat
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ MAX_DELAY: Final = 0.2  # seconds of load before the kill
 
 pytestmark = [
     pytest.mark.long_proof,
+    pytest.mark.skipon_spawn_backend('subint', reason='it kills processes by pid'),
     pytest.mark.skipif(
         sys.platform != 'linux', reason='processes are found through /proc'
     ),
@@ -74,11 +76,15 @@ class Tree:
         assert len(self.actors) == 40
 
     def kill(self, names: list[str]) -> None:
-        """Kill several actors, in that order and as fast as possible."""
-        pids = [self.actors[name][1] for name in names]
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        self.killed = names
+        """
+        Kill several actors, in that order and as fast as possible.
+
+        One that its parent ended after the death of an earlier one is a survivor.
+        """
+        for name in names:
+            with suppress(ProcessLookupError):
+                os.kill(self.actors[name][1], signal.SIGKILL)
+                self.killed.append(name)
 
     def leftovers(self) -> list[str]:
         """Return what is left of the tree, in words."""
@@ -109,6 +115,11 @@ class Tree:
             path.stem: json.loads(path.read_text())
             for path in (self.base / 'reports').glob('*.json')
         }
+
+    def terminated(self) -> set[str]:
+        """Return who was sent `SIGTERM`, by name: the parents log that."""
+        log = (self.base / 'log').read_text(errors='replace')
+        return set(re.findall(r"actor '(\w+)' did not confirm within", log))
 
     def uid(self, name: str) -> list[str]:
         """Return an actor's uid as JSON has it."""
@@ -280,21 +291,60 @@ def check_root(tree: Tree, error: Any) -> None:
 
 
 def check_survivors(tree: Tree) -> None:
-    """Nobody failed of anything but the deaths, and lost peers were named."""
+    """
+    Everybody who was not killed reported, and only what the deaths explain.
+
+    On a busy machine a parent may lose patience with its child, as the log then says:
+    that one is terminated, and may end without a report.
+    """
     reports = tree.reports()
-    for middle in {'middle_0', 'middle_1', 'middle_2'}.difference(tree.killed):
-        assert middle in reports, f'{middle} did not end in order'
-    for name, report in reports.items():
+    terminated = tree.terminated()
+    survivors = set(tree.actors) - {'root', *tree.killed}
+    silent = survivors - set(reports)
+    assert silent <= terminated, f'no report of {sorted(silent - terminated)}'
+    if terminated:
+        print(f'terminated, since they did not confirm in time: {sorted(terminated)}')
+    for name in survivors - silent:
+        report = reports[name]
         assert report['uid'] == tree.uid(name)
-        for single in flat(report.get('ended_by')):
-            assert (
-                single['type'] == 'Cancelled'
-                or any(is_death_of(tree, leaf, single) for leaf in own_dead(tree, name))
-                or is_loss_of(tree, peers_of(name), single)
-                or is_end_of_callee(report, single)
-            ), f'{name}: {single}'
-        for single in flat(report.get('calls_ended_by')):
-            assert is_end_of_callee(report, single), f'{name}: {single}'
+        check_survivor(tree, name, report, {*tree.killed, *terminated})
+
+
+def check_survivor(
+    tree: Tree, name: str, report: dict[str, Any], ended: set[str]
+) -> None:
+    """
+    One survivor was told what had happened, and by the right one.
+
+    Its own dead child is an error of its own; a dead parent is a lost connection;
+    anything else reaches it as a cancellation by its parent.  What came first counts
+    only where it is known: of several victims, somebody may have acted on the first
+    before another one was dead.
+    """
+    parent = middle_of(name) if name.startswith('leaf') else 'root'
+    dead = own_dead(tree, name)
+    own = leaves_of(name) if name.startswith('middle') else []
+    gone = list(ended.intersection([parent, *own]))
+    errors = flat(report.get('ended_by'))
+    for single in errors:
+        assert (
+            (single['type'] == 'Cancelled' and report['canceller'] == tree.uid(parent))
+            or any(is_death_of(tree, leaf, single) for leaf in dead)
+            or is_loss_of(tree, gone, single)
+            or is_end_of_callee(report, single)
+        ), f'{name}, cancelled by {report["canceller"]}: {single}'
+    calls = flat(report.get('calls_ended_by'))
+    for single in calls:
+        assert is_end_of_callee(report, single), f'{name}: {single}'
+    # A leaf is done when its stream was closed and the leaf that it calls is gone.
+    assert errors or (calls and parent not in ended), f'{name} saw nothing'
+    if dead == tree.killed:
+        deaths = [is_death_of(tree, leaf, single) for leaf in dead for single in errors]
+        assert any(deaths), f'{name}: {errors}'
+    if parent == tree.killed[0]:
+        assert any(is_loss_of(tree, [parent], single) for single in errors), (
+            f'{name}: {errors}'
+        )
 
 
 def own_dead(tree: Tree, name: str) -> list[str]:
@@ -302,13 +352,6 @@ def own_dead(tree: Tree, name: str) -> list[str]:
     if not name.startswith('middle'):
         return []
     return [leaf for leaf in tree.killed if leaf in leaves_of(name)]
-
-
-def peers_of(name: str) -> list[str]:
-    """Return the parent and the children of an actor below the root."""
-    if name.startswith('leaf'):
-        return [middle_of(name)]
-    return ['root', *leaves_of(name)]
 
 
 def is_loss_of(tree: Tree, names: list[str], error: dict[str, Any]) -> bool:
