@@ -1,3 +1,5 @@
+"""Random addresses for tests: which are given, and which are passed over."""
+
 from __future__ import annotations
 
 import socket

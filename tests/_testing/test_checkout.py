@@ -1,3 +1,5 @@
+"""Where the parts of the checkout lie, and how its scripts are run."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Expected cancellations, and what becomes of them and of other errors."""
+
 from __future__ import annotations
 
 import pytest

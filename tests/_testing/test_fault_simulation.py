@@ -1,3 +1,5 @@
+"""How a connection is broken on purpose."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace

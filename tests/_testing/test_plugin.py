@@ -1,3 +1,5 @@
+"""The pytest plugin: options, marks, fixtures and reports, in sessions of their own."""
+
 from __future__ import annotations
 
 import re

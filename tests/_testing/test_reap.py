@@ -1,3 +1,5 @@
+"""How left-over actors and their files are told apart from others, and ended."""
+
 from __future__ import annotations
 
 import fcntl

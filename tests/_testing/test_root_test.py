@@ -1,3 +1,5 @@
+"""`tractor_test`: an async test as the main task of a root actor."""
+
 from __future__ import annotations
 
 import inspect

@@ -1,3 +1,5 @@
+"""The sample messages that stream tests send."""
+
 from __future__ import annotations
 
 from tractor._testing.samples import generate_sample_messages

@@ -1,3 +1,5 @@
+"""Snapshots of a hung test: what they hold, and when they are taken."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,3 +1,5 @@
+"""The title by which an actor is seen in process listings."""
+
 from __future__ import annotations
 
 import subprocess

@@ -66,17 +66,26 @@ def addr_of(tmp_path):
     return make
 
 
-def serve(addr, main):
-    """Run `main(server, its address)` with a server that listens, at most 5 s."""
+def run(main, *args):
+    """Run an async function, at most 5 s."""
 
     async def bounded():
         with trio.fail_after(5):
-            async with open_ipc_server() as server:
-                [endpoint] = await server.listen_on(accept_addrs=[addr])
-                await main(server, endpoint.addr)
-                server._parent_tn.cancel_scope.cancel()
+            return await main(*args)
 
-    trio.run(bounded)
+    return trio.run(bounded)
+
+
+def serve(addr, main):
+    """Run `main(server, its address)` with a server that listens, at most 5 s."""
+
+    async def listening():
+        async with open_ipc_server() as server:
+            [endpoint] = await server.listen_on(accept_addrs=[addr])
+            await main(server, endpoint.addr)
+            server._parent_tn.cancel_scope.cancel()
+
+    run(listening)
 
 
 @pytest.mark.parametrize('proto', PROTOS)
@@ -126,7 +135,7 @@ def test_the_default_is_the_default_registry(monkeypatch, tmp_path):
             assert server.accept_addrs == [UDSAddress.get_root().unwrap()]
             assert server.cancel()
 
-    trio.run(main)
+    run(main)
 
 
 @pytest.mark.parametrize('proto', PROTOS)
@@ -451,7 +460,7 @@ def test_peers_outlive_the_listeners_in_a_nursery_of_their_own(actor, addr_of):
                 await chan.aclose()
                 await server.wait_for_no_more_peers()
 
-    trio.run(main)
+    run(main)
 
 
 def test_closing_only_the_listeners(actor, addr_of):
@@ -485,7 +494,7 @@ def test_if_one_address_is_taken_none_is_bound(addr_of):
             await server.listen_on(accept_addrs=[addrs[2]])
             server.cancel()
 
-    trio.run(main)
+    run(main)
 
 
 def test_one_listener_that_cannot_be_closed(addr_of, monkeypatch, caplog):
@@ -507,7 +516,7 @@ def test_one_listener_that_cannot_be_closed(addr_of, monkeypatch, caplog):
         assert server.is_shutdown()
         assert not any(addr.sockpath.exists() for addr in addrs)
 
-    trio.run(main)
+    run(main)
     assert 'cannot close the listener' in caplog.text
 
 
@@ -568,7 +577,7 @@ def test_a_probe_is_not_the_handlers_to_close(actor, monkeypatch):
         assert server._no_more_peers.is_set()
         assert not _server._strangers
 
-    trio.run(main)
+    run(main)
 
 
 def test_names():

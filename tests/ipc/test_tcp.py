@@ -124,27 +124,36 @@ def cookies(monkeypatch):
     return functions
 
 
+def run(main, *args):
+    """Run an async function, at most 5 s."""
+
+    async def bounded():
+        with trio.fail_after(5):
+            return await main(*args)
+
+    return trio.run(bounded)
+
+
 def connected(client, server):
     """Run `client(transport)` and `server(transport)` over a real connection."""
 
     async def main():
-        with trio.fail_after(5):
-            async with await start_listener(TCPAddress('127.0.0.1', 0)) as listener:
-                port = listener.socket.getsockname()[1]
+        async with await start_listener(TCPAddress('127.0.0.1', 0)) as listener:
+            port = listener.socket.getsockname()[1]
 
-                async def serve():
-                    async with await listener.accept() as stream:
-                        await server(MsgpackTCPStream(stream))
+            async def serve():
+                async with await listener.accept() as stream:
+                    await server(MsgpackTCPStream(stream))
 
-                async with trio.open_nursery() as tn:
-                    tn.start_soon(serve)
-                    transport = await MsgpackTCPStream.connect_to(
-                        TCPAddress('127.0.0.1', port)
-                    )
-                    async with transport.stream:
-                        await client(transport)
+            async with trio.open_nursery() as tn:
+                tn.start_soon(serve)
+                transport = await MsgpackTCPStream.connect_to(
+                    TCPAddress('127.0.0.1', port)
+                )
+                async with transport.stream:
+                    await client(transport)
 
-    trio.run(main)
+    run(main)
 
 
 def test_an_authenticated_connection_carries_messages():
@@ -377,14 +386,14 @@ def test_an_address_that_is_taken():
             assert caught.value.errno == errno.EADDRINUSE
             assert any(str(addr) in note for note in caught.value.__notes__)
 
-    trio.run(main)
+    run(main)
 
 
 def test_listening_needs_a_cookie(cookie_file):
     """Without a usable cookie nobody could be let in, so nothing listens."""
     cookie_file.mkdir()
     with pytest.raises(RuntimeFailure):
-        trio.run(start_listener, TCPAddress('127.0.0.1', 0))
+        run(start_listener, TCPAddress('127.0.0.1', 0))
 
 
 def test_nobody_listens():
@@ -393,7 +402,7 @@ def test_nobody_listens():
         sock.bind(('127.0.0.1', 0))
         addr = TCPAddress(*sock.getsockname())
         with pytest.raises(ConnectionRefusedError) as caught:
-            trio.run(MsgpackTCPStream.connect_to, addr)
+            run(MsgpackTCPStream.connect_to, addr)
     assert any(str(addr) in note for note in caught.value.__notes__)
 
 
@@ -411,7 +420,7 @@ def test_a_port_connected_to_itself_is_nobody(monkeypatch):
 
     monkeypatch.setattr(trio.socket, 'socket', bound)
     with pytest.raises(ConnectionRefusedError, match='nobody listens'):
-        trio.run(MsgpackTCPStream.connect_to, TCPAddress('127.0.0.1', port))
+        run(MsgpackTCPStream.connect_to, TCPAddress('127.0.0.1', port))
 
 
 def test_ipv6():
@@ -428,4 +437,4 @@ def test_ipv6():
             assert transport.raddr == addr
             await transport.stream.aclose()
 
-    trio.run(main)
+    run(main)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
@@ -44,10 +44,6 @@ async def outlive(other: str) -> str:
 
 async def wait_until_met() -> None:
     await met.wait()
-
-
-async def own_name() -> str:
-    return tractor.current_actor().name
 
 
 async def open_another_root() -> None:
@@ -97,12 +93,14 @@ async def settle(portal: tractor.Portal) -> None:
     assert await portal.run(give, value=1) == 1
 
 
-@asynccontextmanager
-async def nursery(reg_addr: object) -> AsyncIterator[tractor.ActorNursery]:
-    """A nursery with its own root, under a deadline."""
-    with trio.fail_after(10):
-        async with tractor.open_nursery(registry_addrs=[reg_addr]) as an:
-            yield an
+def run(main: Callable[[], Awaitable[Any]]) -> Any:
+    """Run a program that opens its own root, under a deadline."""
+
+    async def bounded() -> Any:
+        with trio.fail_after(10):
+            return await main()
+
+    return trio.run(bounded)
 
 
 # -- children fail ---------------------------------------------------------------------
@@ -153,7 +151,7 @@ def test_failure_leaves_running_siblings_their_time(reg_addr):
     portals = []
 
     async def tree():
-        async with nursery(reg_addr) as an:
+        async with tractor.open_nursery(registry_addrs=[reg_addr]) as an:
             await an.run_in_actor(fail, name='failing')
             slow = await an.run_in_actor(outlive, name='slow', other='failing')
             portals.append(slow)
@@ -164,7 +162,7 @@ def test_failure_leaves_running_siblings_their_time(reg_addr):
             await tree()
         return await portals[0].wait_for_result()
 
-    assert trio.run(main) == 'outlived'
+    assert run(main) == 'outlived'
 
 
 def test_awaited_failure_is_raised_once(run_tree):
@@ -351,7 +349,7 @@ def test_outer_scope_that_expires_leaves_quietly(reg_addr):
     """The cancellation is the scope's to absorb, and the nursery was cancelled."""
 
     async def main():
-        with trio.fail_after(10), trio.move_on_after(30) as scope:
+        with trio.move_on_after(30) as scope:
             async with tractor.open_nursery(registry_addrs=[reg_addr]) as an:
                 await an.start_actor('idle')
                 await an.run_in_actor(trio.sleep_forever)
@@ -359,20 +357,20 @@ def test_outer_scope_that_expires_leaves_quietly(reg_addr):
                 await trio.sleep_forever()
         return scope.cancelled_caught, an.cancel_called, an._children
 
-    assert trio.run(main) == (True, True, {})
+    assert run(main) == (True, True, {})
 
 
 def test_outer_scope_that_expires_while_joining(reg_addr):
     """Cancelled at its end, after a clean body, the nursery cancels its children."""
 
     async def main():
-        with trio.fail_after(10), trio.move_on_after(30) as scope:
+        with trio.move_on_after(30) as scope:
             async with tractor.open_nursery(registry_addrs=[reg_addr]) as an:
                 await an.run_in_actor(trio.sleep_forever)
                 scope.deadline = trio.current_time() + 0.05
         return scope.cancelled_caught, an.cancel_called, an._children
 
-    assert trio.run(main) == (True, True, {})
+    assert run(main) == (True, True, {})
 
 
 # -- nothing fails ---------------------------------------------------------------------
@@ -382,28 +380,28 @@ def test_results_are_kept_after_the_block(reg_addr):
     """A result pulled at the nursery's end can be asked for afterwards, also `None`."""
 
     async def main():
-        async with nursery(reg_addr) as an:
+        async with tractor.open_nursery(registry_addrs=[reg_addr]) as an:
             portals = [
                 await an.run_in_actor(give, name=f'child_{value}', value=value)
                 for value in ('x', None)
             ]
         return [await portal.wait_for_result() for portal in portals]
 
-    assert trio.run(main) == ['x', None]
+    assert run(main) == ['x', None]
 
 
 def test_cancel_lets_the_body_go_on(reg_addr):
     """After `cancel()` the body runs to its end and the block is left cleanly."""
 
     async def main():
-        async with nursery(reg_addr) as an:
+        async with tractor.open_nursery(registry_addrs=[reg_addr]) as an:
             await an.start_actor('idle')
             await an.cancel()
             await trio.lowlevel.checkpoint()
             went_on = True
         return went_on, an.cancel_called, an._children
 
-    assert trio.run(main) == (True, True, {})
+    assert run(main) == (True, True, {})
 
 
 def test_cancel_can_be_repeated(run_tree):
@@ -416,8 +414,16 @@ def test_cancel_can_be_repeated(run_tree):
     run_tree(body)
 
 
-def test_hard_cancel_skips_the_request(run_tree):
-    """`hard_kill` terminates at once, even a child that would never answer."""
+def test_hard_cancel_skips_the_request(run_tree, monkeypatch):
+    """`hard_kill` asks nobody, so that a child which cannot answer costs no wait."""
+    asked = []
+    cancel_actor = tractor.Portal.cancel_actor
+
+    async def ask(portal, *args, **kwargs):
+        asked.append(portal)
+        return await cancel_actor(portal, *args, **kwargs)
+
+    monkeypatch.setattr(tractor.Portal, 'cancel_actor', ask)
 
     async def body(an):
         portal = await an.start_actor('blocker', enable_modules=[__name__])
@@ -435,6 +441,7 @@ def test_hard_cancel_skips_the_request(run_tree):
             tn.cancel_scope.cancel()
 
     run_tree(body)
+    assert asked == []
 
 
 @pytest.mark.skipon_spawn_backend('subint', reason='a process ignores a signal')
@@ -520,7 +527,7 @@ def test_first_nursery_boots_the_root(reg_addr):
     """The nursery that found no runtime says so, and its runtime ends with it."""
 
     async def main():
-        async with nursery(reg_addr) as an:
+        async with tractor.open_nursery(registry_addrs=[reg_addr]) as an:
             assert an._implicit_runtime_started
             assert tractor.current_actor().name == 'root'
             # Arguments for a runtime that is already there are ignored.
@@ -528,56 +535,8 @@ def test_first_nursery_boots_the_root(reg_addr):
                 assert not inner._implicit_runtime_started
                 assert tractor.current_actor().name == 'root'
 
-    trio.run(main)
+    run(main)
     assert tractor.current_actor(err_on_no_runtime=False) is None
-
-
-# -- clusters --------------------------------------------------------------------------
-
-
-def test_cluster_is_named_after_its_parent(reg_addr):
-    """Each child is listed under, and carries, its full name."""
-
-    async def main():
-        with trio.fail_after(10):
-            async with tractor.open_actor_cluster(
-                modules=[__name__], count=2, registry_addrs=[reg_addr]
-            ) as portals:
-                return {
-                    name: await portal.run(own_name) for name, portal in portals.items()
-                }
-
-    assert trio.run(main) == {
-        'root.worker_0': 'root.worker_0',
-        'root.worker_1': 'root.worker_1',
-    }
-
-
-def test_cluster_needs_a_name_for_each_child(reg_addr):
-    """Names and count must agree."""
-
-    async def main():
-        async with tractor.open_actor_cluster(
-            modules=[], count=2, names=['one'], registry_addrs=[reg_addr]
-        ):
-            raise AssertionError('it was opened')
-
-    with pytest.raises(ValueError, match='names'):
-        trio.run(main)
-
-
-def test_error_in_a_cluster_is_raised_bare(reg_addr):
-    """A cluster ends like a nursery."""
-
-    async def main():
-        with trio.fail_after(10):
-            async with tractor.open_actor_cluster(
-                modules=[], count=2, registry_addrs=[reg_addr]
-            ):
-                raise ValueError('of the body')
-
-    with pytest.raises(ValueError, match='of the body'):
-        trio.run(main)
 
 
 def test_start_cancelled_at_its_last_step_ends_the_child(run_tree, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import trio
@@ -25,11 +26,24 @@ LONG = 16_384
 
 
 @tractor.context
-async def answer_at_length(ctx: tractor.Context) -> None:
+async def answer_at_length(ctx: tractor.Context, mark: str) -> None:
+    """Make the file `mark` once an answer finds no room."""
+    sending = 0
+
+    async def watch() -> None:
+        seen = -1
+        while not sending or seen != sending:
+            seen = sending
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        Path(mark).touch()  # noqa: ASYNC240  an instant, in a file system
+
     await ctx.started()
-    async with ctx.open_stream() as stream:
+    async with ctx.open_stream() as stream, trio.open_nursery() as tn:
+        tn.start_soon(watch)
         async for number in stream:
+            sending = number + 1
             await stream.send(bytes(number + LONG))
+            sending = 0
 
 
 @tractor.context
@@ -285,18 +299,22 @@ def test_one_task_sends_while_another_receives(run_tree):
     run_tree(body)
 
 
-def test_reader_that_waits_for_its_peer_to_read_is_given_time(run_tree):
+def test_reader_that_waits_for_its_peer_to_read_is_given_time(run_tree, tmp_path):
     """It keeps up; what stops it is the full socket of its own answers."""
     count = 200
+    mark = tmp_path / 'blocked'
 
     async def body(an):
         portal = await start(an)
-        async with portal.open_context(answer_at_length) as (ctx, _):
+        async with portal.open_context(answer_at_length, mark=str(mark)) as (ctx, _):
             # Room for every answer here, so that only the child can be too slow.
             async with ctx.open_stream(msg_buffer_size=count) as stream:
                 for number in range(count):
                     await stream.send(number)
-                time.sleep(0.1)  # noqa: ASYNC251 - it is to read nothing meanwhile
+                end = time.monotonic() + 5
+                while not mark.exists():
+                    assert time.monotonic() < end, 'no answer found the socket full'
+                    time.sleep(0.01)  # noqa: ASYNC251  it is to read nothing meanwhile
                 for number in range(count):
                     assert len(await stream.receive()) == number + LONG
         await an.cancel()
