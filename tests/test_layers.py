@@ -1,5 +1,5 @@
 """
-The import rules, read from the module table of `docs/architecture.md`.
+The import rules, read from the module table of `docs/architecture.md`, and file sizes.
 
 Nothing here runs the modules: their imports are parsed, so that a step upward is found
 even on a path no test takes.
@@ -56,6 +56,28 @@ FROM_ABOVE: Final = {
 }
 # From anywhere inside a function: it drags in a large library and few actors need it.
 DEFERRED_FROM_ANYWHERE: Final = ('discovery/_multiaddr',)
+
+# Imports inside functions beside those above say why on their line or just above it.
+# Where they do not, it is for this.
+UNEXPLAINED: Final = {
+    ('_testing/pytest', 'tractor._testing.addr'): 'a collection loads no runtime',
+    ('_testing/pytest', 'tractor.log'): 'a collection loads no runtime',
+    ('spawn/_lifeline', 'fcntl'): 'not every system has it',
+    ('spawn/_lifeline', 'select'): 'only for a child that has a lifeline',
+}
+
+# The ceiling of a file, and of those that may be longer, with the reason.
+LINES: Final = 600
+LINES_LONG: Final = 660
+LONG: Final = {
+    'tractor/_context.py': 'a context is one class',
+    'tractor/_exceptions.py': 'all error classes are in one module, for their users',
+    'tractor/ipc/_transport.py': 'reading and writing share the state of one stream',
+    'tractor/msg/_fallback.py': 'all that makes a struct is in one place',
+    'tractor/runtime/_runtime.py': 'the runtime of an actor is one class',
+    'tractor/runtime/_supervise.py': 'a nursery is one class',
+    'tests/_protocol/test_supervise.py': 'one table of rules',
+}
 
 # Libraries by layer; what is not named may be used from layer 3 on.
 LIBRARIES: Final = {0: set(), 1: {'msgspec'}, 2: set()}
@@ -285,6 +307,52 @@ def test_imports_inside_functions_are_known():
     assert not unknown, lines(unknown)
     stale = [f'{a} imports {b}' for a, b in {*DEFERRED, *FROM_ABOVE} - used]
     assert not stale, lines(['listed, but no longer there:', *stale])
+
+
+def says_why(text: list[str], number: int) -> bool:
+    """Tell whether an import, by line number, has a comment: there or just above it."""
+    if '#' in text[number - 1]:
+        return True
+    for line in map(str.strip, reversed(text[: number - 1])):
+        if line.startswith('#'):
+            return True
+        if line and line != 'try:' and not line.startswith(('import ', 'from ')):
+            return False
+    return False
+
+
+def test_imports_inside_functions_say_why():
+    """A comment says it, or one of the tables above."""
+    silent, used = [], set()
+    for module, path in modules().items():
+        text = path.read_text(encoding='utf-8').splitlines()
+        for found in imports_of(path):
+            if not found.inside_function or found.in_lazy_table or found.for_types_only:
+                continue
+            pair = module, import_names().get(found.target, '')
+            if says_why(text, found.line) or pair in {*DEFERRED, *FROM_ABOVE}:
+                continue
+            used.add((module, found.target))
+            if (module, found.target) not in UNEXPLAINED:
+                silent.append(f'{module}:{found.line} imports {found.target}')
+    assert not silent, lines(silent)
+    stale = [f'{a} imports {b}' for a, b in UNEXPLAINED.keys() - used]
+    assert not stale, lines(['listed, but explained or no longer there:', *stale])
+
+
+def test_files_are_small():
+    """No file has more lines than the ceiling, but for those that say why."""
+    places = ('tractor', 'tests', 'examples', 'bench', 'ai', '.ci')
+    files = [path for place in places for path in (ROOT / place).rglob('*.py')]
+    found = []
+    for path in (*files, ROOT / 'noxfile.py'):
+        name = path.relative_to(ROOT).as_posix()
+        length = len(path.read_text(encoding='utf-8').splitlines())
+        if length > (LINES_LONG if name in LONG else LINES):
+            found.append(f'{name} has {length} lines')
+    assert not found, lines(found)
+    gone = [name for name in LONG if not (ROOT / name).is_file()]
+    assert not gone, lines(['listed, but no longer there:', *gone])
 
 
 def test_only_the_wire_layer_knows_its_serializer():
