@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import stat
 import sys
 import time
 from pathlib import Path
@@ -129,7 +130,12 @@ def prepare(session: nox.Session, *packages: str) -> None:
     # In a worktree that `open_wkt` made: a socket directory of its own.
     if WKT_ENV.is_file():
         name, _, value = WKT_ENV.read_text(encoding='utf-8').strip().partition('=')
-        Path(value).mkdir(mode=0o700, exist_ok=True)
+        Path(value).mkdir(mode=0o700, exist_ok=True)  # what cleans /tmp may take it
+        found = Path(value).lstat()
+        if found.st_uid != os.getuid() or stat.filemode(found.st_mode) != 'drwx------':
+            session.error(
+                f'{value} is not yours alone: close this worktree, and reopen'
+            )
         session.env[name] = value
 
 

@@ -475,12 +475,15 @@ def test_a_phases_worktree_has_its_patches(repo):
     folder = repo.folder / '.claude/wkts/beta'
     assert text.strip() == str(folder)
     assert (folder / 'tractor/three.py').exists()
-    assert 'XDG_RUNTIME_DIR=' in (folder / 'wkt.env').read_text()
+    name, _, sockets = (folder / 'wkt.env').read_text().strip().partition('=')
+    assert name == 'XDG_RUNTIME_DIR'
+    assert Path(sockets).stat().st_mode & 0o777 == 0o700
     assert repo.wkt('beta') == (0, text)
     assert repo.wkt('--list') == (0, text)
     assert repo.git('status', '--porcelain') == ''
     assert repo.wkt('beta', '--close')[0] == 0
     assert repo.wkt('--list') == (0, '')
+    assert not Path(sockets).exists()
 
 
 def test_a_worktree_with_work_is_not_closed(repo):

@@ -106,3 +106,23 @@ def test_chaos_runs_on_each_process_backend(noxfile, monkeypatch, posargs, round
     session.posargs = [*posargs, '--spawn-backend=trio']
     noxfile.chaos.func(session)
     assert runs == [(*what, '--spawn-backend=trio')]
+
+
+def test_socket_directory_of_a_worktree_must_be_its_own(noxfile, monkeypatch, tmp_path):
+    """It is made again if it is gone, and refused if others can look into it."""
+    sockets = tmp_path / 'sockets'
+    (tmp_path / 'wkt.env').write_text(f'XDG_RUNTIME_DIR={sockets}\n')
+    (tmp_path / 'installed').touch()
+    monkeypatch.setattr(noxfile, 'WKT_ENV', tmp_path / 'wkt.env')
+    session = Session()
+    session.env, session.env_dir = {}, tmp_path
+    session.install = lambda *_: None
+    noxfile.prepare(session)
+    assert session.env['XDG_RUNTIME_DIR'] == str(sockets)
+    sockets.chmod(0o755)
+    with pytest.raises(SystemExit, match='is not yours alone'):
+        noxfile.prepare(session)
+    sockets.rename(tmp_path / 'elsewhere')
+    sockets.symlink_to(tmp_path / 'elsewhere')
+    with pytest.raises(SystemExit, match='is not yours alone'):
+        noxfile.prepare(session)
