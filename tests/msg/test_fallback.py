@@ -107,6 +107,13 @@ def test_frozen(lib):
     assert made.x == 1
 
 
+def test_a_frozen_struct_can_be_forced(lib):
+    """While it is made, for one."""
+    made = point(lib, frozen=True)(1)
+    lib.structs.force_setattr(made, 'x', 2)
+    assert made.x == 2
+
+
 def test_a_subclass_keeps_places_and_may_give_defaults(lib):
     """A redeclared field stays where it was, with the new default."""
 

@@ -21,7 +21,7 @@ from tractor._exceptions import RuntimeFailure, TransportClosed
 from tractor.ipc import _auth
 from tractor.ipc._transport import MsgpackTransport
 from tractor.msg._codec import MsgCodec
-from tractor.msg.pretty_struct import Struct
+from tractor.msg.pretty_struct import Struct, structs
 from tractor.runtime import _state
 
 LOOPBACK: Final = '127.0.0.1'
@@ -94,7 +94,7 @@ class TCPAddress(Struct, frozen=True):  # type: ignore[misc]
         literal, percent, scope = self._host.partition('%')
         shortest = socket.inet_ntop(family, socket.inet_pton(family, literal))
         if shortest != literal:
-            object.__setattr__(self, '_host', f'{shortest}{percent}{scope}')
+            structs.force_setattr(self, '_host', f'{shortest}{percent}{scope}')
 
     @classmethod
     def from_addr(cls, addr: Sequence[Any]) -> Self:

@@ -599,4 +599,11 @@ def fields(target: Any) -> tuple[FieldInfo, ...]:
     )
 
 
-structs: Final = SimpleNamespace(asdict=asdict, fields=fields, FieldInfo=FieldInfo)
+def force_setattr(struct: Struct, name: str, value: Any) -> None:
+    """Set a field, also of a frozen struct."""
+    getattr(type(struct), name).__set__(struct, value)
+
+
+structs: Final = SimpleNamespace(
+    asdict=asdict, fields=fields, force_setattr=force_setattr, FieldInfo=FieldInfo
+)

@@ -23,7 +23,7 @@ from tractor.log import get_logger
 if TYPE_CHECKING:
     import msgspec as msgspec
     from msgspec import msgpack as msgpack
-    from msgspec import structs
+    from msgspec import structs as structs
 else:
     try:
         import msgspec
