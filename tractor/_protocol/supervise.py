@@ -34,6 +34,7 @@ class ChildState:
         'asked',
         'ended',
         'failed_unasked',
+        'left_error',
         'lost',
         'pending',
         'run_once',
@@ -49,6 +50,7 @@ class ChildState:
         self.pending = False  # run-once: its result is still awaited
         self.failed_unasked = False  # run-once: its error came before any request
         self.taken = False  # run-once: the user has seen its error already
+        self.left_error = False  # run-once: its error was found when it was gone
         self.ended = False
 
 
@@ -131,8 +133,11 @@ class Supervision:
     def result_taken(self, uid: Uid) -> None:
         """The user received its main task's result or error."""
         state = self.children.get(uid)
-        if state is not None:
-            state.taken = True
+        if state is None:
+            return
+        state.taken = True
+        if state.left_error and not self.body_over:
+            self.errors.pop(uid, None)
 
     def finished(self, uid: Uid, error: BaseException | None = None) -> None:
         """Its main task is over; an error the user has not seen is collected."""
@@ -146,6 +151,22 @@ class Supervision:
         state = self.children[uid]
         if not state.taken and (state.failed_unasked or not state.asked):
             self.errors.setdefault(uid, error)
+
+    def left(self, uid: Uid, error: BaseException, only_cancelled: bool) -> None:
+        """
+        It is gone in order, and its main task's error has come but was not collected.
+
+        Args:
+            only_cancelled: The error says no more than that the task was cancelled.
+        """
+        state = self.children[uid]
+        if state.taken or uid in self.errors:
+            return
+        if state.asked and only_cancelled:
+            return
+        if state.failed_unasked or not self.cancelling:
+            self.errors[uid] = error
+            state.left_error = True
 
     def failed(self, uid: Uid, error: BaseException) -> None:
         """It reported that its runtime failed: cancel the rest at once."""

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from .._exceptions import ActorDied, ActorUnkillable, RuntimeFailure, Uid
+from .._exceptions import (
+    ActorDied,
+    ActorUnkillable,
+    ContextCancelled,
+    RuntimeFailure,
+    Uid,
+)
 from .._protocol.escalate import NURSERY_TIMEOUT, Escalation, Step
 from .._protocol.supervise import Join, Supervision
 from ..discovery._addr import get_address_cls, wrap_address
@@ -328,17 +334,23 @@ class ActorNursery:
         if uid not in self._farewells and not self._actor.is_registrar:
             # It had no time to take itself out of the registries.
             self._actor._start_internal(unregister_actor, self._actor, uid)
+        error = _delivered_error(portal)
         died = self._sup.ended(uid, orderly=death is None or uid in self._killed)
         if isinstance(death, ActorUnkillable):
             # Worth telling whatever else went wrong, also with this child.
             died, death.__cause__ = True, self._sup.errors.pop(uid, None)
         if died and death is not None:
+            if death.__cause__ is None:
+                death.__cause__ = error
             log.error('%s', death)
             self._sup.died(uid, death)
+        elif error is not None:
+            self._sup.left(uid, error, isinstance(error, ContextCancelled))
         self._notify()
 
     # -- cancelling -----------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def cancel(self, hard_kill: bool = False) -> None:
         """
         End all children: ask each, then terminate those that do not confirm.
