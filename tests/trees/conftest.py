@@ -7,15 +7,21 @@ in children stand at the top of the test modules, which the children import by n
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
 import tractor
+from tractor._testing import repodir
 
 DEADLINE = 10.0
+PROGRAM_DEADLINE = 25.0
 
 
 @pytest.fixture
@@ -29,5 +35,34 @@ def run_tree(reg_addr: Any) -> Callable[[Callable[..., Awaitable[Any]]], Any]:
                     return await body(an)
 
         return trio.run(main)
+
+    return run
+
+
+@pytest.fixture
+def run_program(
+    tmp_path: Path, reg_addr: Any, spawn_backend: str
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script in a process of its own; it has the names `REG_ADDR` and `trio`."""
+
+    def run(
+        text: str, *args: str, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        script = tmp_path / 'program.py'
+        script.write_text(
+            f'import trio\nimport tractor\nREG_ADDR = {reg_addr!r}\n{text}'
+        )
+        return subprocess.run(
+            [sys.executable, str(script), *args],
+            cwd=cwd,
+            env={
+                **os.environ,
+                'PYTHONPATH': str(repodir()),
+                'TRACTOR_SPAWN_METHOD': spawn_backend,
+            },
+            capture_output=True,
+            text=True,
+            timeout=PROGRAM_DEADLINE,
+        )
 
     return run

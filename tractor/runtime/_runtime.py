@@ -504,9 +504,12 @@ class Actor:
         """
         with trio.CancelScope(shield=True):
             first = not self._cancel_called
-            await self._stop_serving(None if req_chan is None else req_chan.aid)
-            if first:
-                self._release()
+            try:
+                await self._stop_serving(None if req_chan is None else req_chan.aid)
+            finally:
+                # An impatient Ctrl-C cuts the wait short, and nobody would come again.
+                if first:
+                    self._release()
             await self._cancel_complete.wait()
         return True
 

@@ -442,8 +442,13 @@ class ActorNursery:
 
     # -- the end of the block ----------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def _join(self, error: BaseException | None) -> None:
-        """The body is over: see the children through to their end."""
+        """
+        The body is over: see the children through to their end.
+
+        A Ctrl-C comes at a checkpoint only, where it counts as an interrupted wait.
+        """
         if error is not None or self._sup.must_cancel or self._cancel_called:
             await self._wait_for_debugger()
             self._collect_delivered()
@@ -550,16 +555,20 @@ def _parent_addr(actor: Actor) -> UnwrappedAddress:
 
 
 @asynccontextmanager
+@trio.lowlevel.enable_ki_protection
 async def _supervise(actor: Actor) -> AsyncIterator[ActorNursery]:
-    async with trio.open_nursery() as tn:
-        an = ActorNursery(actor, tn)
-        error: BaseException | None = None
-        try:
-            with an._body_scope:
-                yield an
-        except BaseException as err:
-            error = strip(err)
-        await an._join(error)
+    try:
+        async with trio.open_nursery() as tn:
+            an = ActorNursery(actor, tn)
+            error: BaseException | None = None
+            try:
+                with an._body_scope:
+                    yield an
+            except BaseException as err:
+                error = strip(err)
+            await an._join(error)
+    except BaseException as err:  # the last of the waiting was interrupted
+        an._sup.join_cancelled(strip(err), trio.Cancelled)
     an.exited.set()
     outcome = an._sup.outcome(trio.Cancelled)
     if outcome is not None:

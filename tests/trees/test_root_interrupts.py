@@ -1,0 +1,93 @@
+"""Ctrl-C in a root at bad moments: it may come twice, and never hangs the tree."""
+
+from __future__ import annotations
+
+import subprocess
+
+
+def check(done: subprocess.CompletedProcess[str]) -> None:
+    """The program ended by itself, and as one that was interrupted."""
+    assert done.stdout == 'KeyboardInterrupt\n', done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+RUN = """
+if __name__ == '__main__':
+    try:
+        trio.run(main)
+    except BaseException as err:
+        print(type(err).__name__)
+"""
+
+
+def test_second_interrupt_ends_the_wait_for_the_runtime(run_program):
+    """The first one ends the body; the second finds the runtime being cancelled."""
+    done = run_program(
+        """
+import signal
+from tractor.runtime import _hooks
+
+async def interrupt_again():
+    signal.raise_signal(signal.SIGINT)
+    await trio.sleep_forever()
+
+async def main():
+    async with tractor.open_root_actor(registry_addrs=[REG_ADDR]):
+        _hooks.install(interrupt_again, None)
+        raise KeyboardInterrupt
+"""
+        + RUN
+    )
+    check(done)
+
+
+def test_interrupt_between_body_and_join(run_program):
+    """It waits for the next checkpoint; the children are cancelled as ever."""
+    done = run_program(
+        """
+import signal
+from tractor._protocol.supervise import Supervision
+
+body_ended = Supervision.body_ended
+
+def interrupt_first(self, error):
+    signal.raise_signal(signal.SIGINT)
+    body_ended(self, error)
+
+async def main():
+    Supervision.body_ended = interrupt_first
+    async with tractor.open_nursery(registry_addrs=[REG_ADDR]) as an:
+        await an.start_actor('child')
+"""
+        + RUN
+    )
+    check(done)
+
+
+def test_interrupt_while_the_children_are_cancelled(run_program):
+    """They are still waited for, and the nursery tells that it is over."""
+    done = run_program(
+        """
+import signal
+
+async def main():
+    async with tractor.open_root_actor(registry_addrs=[REG_ADDR]):
+        try:
+            async with tractor.open_nursery() as an:
+                await an.start_actor('child')
+                end_child = an._end_child
+
+                @trio.lowlevel.enable_ki_protection
+                async def interrupt_first(uid):
+                    signal.raise_signal(signal.SIGINT)
+                    await end_child(uid)
+
+                an._end_child = interrupt_first
+                raise ValueError('of the body')
+        finally:
+            assert an.exited.is_set()
+            assert not an._children
+"""
+        + RUN
+    )
+    check(done)
