@@ -140,6 +140,41 @@ def test_failure_to_remove_is_logged_only(folder, dead_pid, caplog):
     assert str(path) in record.getMessage()
 
 
+def test_directory_that_cannot_be_made_is_logged_only(monkeypatch, dead_pid, caplog):
+    """Neither for one child nor for all of them."""
+
+    class Unmade(type):
+        @property
+        def def_bindspace(cls) -> Path:
+            raise PermissionError('not yours')
+
+    class Address(metaclass=Unmade):
+        pass
+
+    monkeypatch.setattr(_reap, 'UDSAddress', Address)
+    with caplog.at_level(logging.WARNING, logger='tractor'):
+        _reap.unlink_uds_bind_addrs(proc(dead_pid), subactor=actor('worker'))
+        assert _reap.sweep() == 0
+    assert len(caplog.records) == 2
+
+
+def test_no_descriptor_left_for_a_probe_is_logged_only(
+    folder, dead_pid, caplog, monkeypatch
+):
+    """Nothing is removed that was not found to be dead."""
+    path = leave_socket(folder / f'worker@{dead_pid}.sock')
+
+    def refuse(*args: object) -> None:
+        raise OSError(24, 'Too many open files')
+
+    monkeypatch.setattr(_reap.socket, 'socket', refuse)
+    with caplog.at_level(logging.WARNING, logger='tractor'):
+        assert _reap.sweep() == 0
+    assert path.exists()
+    [record] = caplog.records
+    assert 'Too many open files' in record.getMessage()
+
+
 # -- everybody's -----------------------------------------------------------------------
 
 

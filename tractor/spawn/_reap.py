@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,7 +43,12 @@ def unlink_uds_bind_addrs(
 
     Missing files are ignored, other failures only logged.
     """
-    for path in _paths(proc, bind_addrs, subactor):
+    try:
+        paths = _paths(proc, bind_addrs, subactor)
+    except Exception as err:
+        log.warning('no socket paths for process %s: %s', proc.pid, err)
+        return
+    for path in paths:
         _unlink(path)
 
 
@@ -57,18 +62,14 @@ def _paths(
         return [addr.sockpath for addr in found if isinstance(addr, UDSAddress)]
     if subactor is None or proc.pid is None:
         return []
-    space = UDSAddress.def_bindspace
     number = getattr(proc, 'id', 0)  # of an interpreter, where it is one
     if number is None:
         return []  # it was never made
     if not isinstance(number, int):
         number = 0
-    try:
-        owner = socket_owner(subactor.aid.name, number)
-        name = UDSAddress.get_sockname(name=owner, pid=proc.pid, bindspace=space)
-    except Exception as err:
-        log.warning('no socket path for %r: %s', subactor.aid.name, err)
-        return []
+    space = UDSAddress.def_bindspace
+    owner = socket_owner(subactor.aid.name, number)
+    name = UDSAddress.get_sockname(name=owner, pid=proc.pid, bindspace=space)
     return [space / name]
 
 
@@ -88,26 +89,32 @@ def sweep(folder: Path | None = None) -> int:
     Remove sockets of dead processes from our runtime directory.
 
     Only files named `<name>@<pid>.sock` whose process is gone and where nobody
-    accepts connections (a pid proves nothing across containers).
+    accepts connections (a pid proves nothing across containers).  Failures are only
+    logged.
 
     Returns:
         How many were removed.
     """
-    space = UDSAddress.def_bindspace if folder is None else folder
     removed = 0
     try:
-        names = os.listdir(space)
-    except OSError:
-        return 0
-    for name in names:
+        space = UDSAddress.def_bindspace if folder is None else folder
+        for path in _dead_sockets(space):
+            _unlink(path)
+            removed += 1
+    except FileNotFoundError:
+        log.runtime('nobody has bound a socket yet: there is no directory for them')
+    except Exception as err:
+        log.warning('cannot look for sockets of dead processes: %s', err)
+    return removed
+
+
+def _dead_sockets(space: Path) -> Iterator[Path]:
+    for name in os.listdir(space):
         match = _NAMED_FOR_A_PROCESS.fullmatch(name)
         if match is None or name.startswith('registry@'):
             continue
-        if _is_alive(match[1]) or not is_refused(space / name):
-            continue
-        _unlink(space / name)
-        removed += 1
-    return removed
+        if not _is_alive(match[1]) and is_refused(space / name):
+            yield space / name
 
 
 def _is_alive(pid: str) -> bool:
@@ -115,7 +122,7 @@ def _is_alive(pid: str) -> bool:
     try:
         with open(f'/proc/{pid}/stat', encoding='ascii', errors='replace') as stat:
             state = stat.read().rpartition(')')[2].split()[0]
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in 'ZX'
 

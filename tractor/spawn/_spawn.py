@@ -159,6 +159,14 @@ async def cancel_on_completion(
         errors: Gets the task's error under the child's uid.  A lost connection is
             none: the end of the process tells more.
     """
+    await _collect_result(portal, actor, errors)
+    await portal.cancel_actor()
+
+
+async def _collect_result(
+    portal: Portal, actor: Actor, errors: dict[Uid, BaseException]
+) -> None:
+    """Wait for the main task of a run-once child, and sort its error out."""
     result = await exhaust_portal(portal, actor)
     if isinstance(result, trio.Cancelled):
         raise result
@@ -166,7 +174,6 @@ async def cancel_on_completion(
         log.runtime('%s ended as this actor wished', actor.aid.uid)
     elif isinstance(result, Exception) and not isinstance(result, TransportClosed):
         errors[actor.aid.uid] = result
-    await portal.cancel_actor()
 
 
 # -- ending a process --------------------------------------------------------
@@ -313,26 +320,32 @@ async def _live(
     except BaseException as err:
         with trio.CancelScope(shield=True):
             an._child_gone(uid, None)
-            if proc.poll() is None:
-                await hard_kill(
-                    proc,
-                    BOOT_GRACE,
-                    bind_addrs=bind_addrs,
-                    subactor=subactor,
-                    wait_func=wait,
-                )
-            ended.set()
+            try:
+                if proc.poll() is None:
+                    await hard_kill(
+                        proc,
+                        BOOT_GRACE,
+                        bind_addrs=bind_addrs,
+                        subactor=subactor,
+                        wait_func=wait,
+                    )
+            finally:
+                ended.set()
         if stuck := _stuck(proc):
             raise ActorUnkillable(uid, *stuck) from err
         raise
     with trio.CancelScope(shield=True):
-        await _see_through(an, subactor, proc, wait, ended, portal)
-        await _read_to_end(an._actor, chan)
-        status = proc.poll()
-        if status != 0:
-            _reap.unlink_uds_bind_addrs(proc, bind_addrs=bind_addrs, subactor=subactor)
-            _reap.sweep()
-        an._child_gone(uid, _death(uid, status, _stuck(proc)))
+        try:
+            await _see_through(an, subactor, proc, wait, ended, portal)
+            await _read_to_end(an._actor, chan)
+            if proc.poll() != 0:
+                _reap.unlink_uds_bind_addrs(
+                    proc, bind_addrs=bind_addrs, subactor=subactor
+                )
+                _reap.sweep()
+        finally:
+            # Whatever went wrong here: the nursery waits for this.
+            an._child_gone(uid, _death(uid, proc.poll(), _stuck(proc)))
 
 
 async def _connect_back(
@@ -398,11 +411,13 @@ async def _see_through(
             await an._wait_to_reap(subactor.aid.uid)
             if portal not in an._cancel_after_result_on_exit:
                 return
+            uid = subactor.aid.uid
             found: dict[Uid, BaseException] = {}
             try:
-                await cancel_on_completion(portal, subactor, found)
+                await _collect_result(portal, subactor, found)
+                await an._end_child(uid)
             finally:
-                an._main_task_over(subactor.aid.uid, found.get(subactor.aid.uid))
+                an._main_task_over(uid, found.get(uid))
 
         tn.start_soon(watch)
         tn.start_soon(reap_result)
