@@ -11,9 +11,12 @@ with the last process that holds its pipe, so it does not outlive the tree.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-from multiprocessing import forkserver, process, spawn, util
+import sys
+from collections.abc import Callable
+from multiprocessing import connection, forkserver, process, reduction, spawn, util
 from typing import Any, Final
 
 PRELOAD: Final = ('tractor.spawn._forkserver_preload',)
@@ -79,10 +82,50 @@ def import_main() -> None:
         util._flush_std_streams()  # type: ignore[attr-defined]
 
 
+class _Dropping:
+    """A module of the standard library whose failing calls end one request only."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._module, name)
+        return _dropping(found) if name in _OF_A_REQUEST else found
+
+
+_OF_A_REQUEST: Final = ('answer_challenge', 'deliver_challenge', 'recvfds')
+
+
+def _dropping(func: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        try:
+            return func(*args)
+        except (EOFError, OSError) as err:
+            # The one error after which the server's loop goes on, in all releases.
+            raise ConnectionAbortedError(errno.ECONNABORTED, str(err)) from err
+
+    return call
+
+
+def drop_broken_requests() -> None:
+    """
+    In the server: a client that gives up in the middle of a request ends no server.
+
+    It may be out of descriptors, or be killed there.  Most releases take that for a
+    failure of the server, and with it every child loses who tells how it ended.
+    """
+    server: Any = forkserver
+    server.connection, server.reduction = _Dropping(connection), _Dropping(reduction)
+
+
 def remove_address() -> None:
-    """In the server, at its end: a parent that was killed has left its socket file."""
+    """
+    In the server, at its end: a parent that was killed has left its socket file.
+
+    If it is an error that ends the server, the parent lives and needs its directory.
+    """
     address = _server._forkserver_address
-    if address:
+    if address and getattr(sys, 'last_value', None) is None:
         with contextlib.suppress(OSError):  # the parent has removed it already
             os.unlink(address)
             os.rmdir(os.path.dirname(address))

@@ -56,6 +56,7 @@ async def _try_out() -> None:
 
 for _ in range(2):  # bytecode is specialized from its second run on
     trio.run(_try_out)
+_forkserver_override.drop_broken_requests()
 _forkserver_override.import_main()
 # `multiprocessing` drops it in the children.
 atexit.register(_forkserver_override.remove_address)

@@ -1,14 +1,26 @@
-"""The backends of the standard library's `multiprocessing`."""
+"""
+The backends of the standard library's `multiprocessing`.
+
+How a child of the fork server ended is known to the server only.  If that is lost, the
+standard library takes all its children for ended, with status 255, though they live.
+A pidfd, where the system has one, is how they are ended then, and when they are.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
+import signal
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from .._exceptions import ActorFailure
+from .._protocol.escalate import KILL_AFTER
+from ..log import get_logger
 from ._spawn import Launched, _live, _selected_context, proc_waiter
 
 if TYPE_CHECKING:
@@ -16,6 +28,8 @@ if TYPE_CHECKING:
     from ..runtime._portal import Portal
     from ..runtime._runtime import Actor
     from ..runtime._supervise import ActorNursery
+
+log = get_logger()
 
 
 async def mp_proc(
@@ -65,7 +79,9 @@ async def mp_proc(
         proc.poll = partial(_mp_poll, proc)
         if proc.pid is None:
             raise ActorFailure(f'actor {name!r} could not be started: {proc!r}')
-        return proc, proc_waiter
+        if key == 'mp_forkserver':
+            _follow(proc)
+        return proc, _wait
 
     try:
         await _live(
@@ -84,10 +100,58 @@ def _mp_poll(proc: Any) -> int | None:
 
 def _mp_close(proc: Any) -> None:
     """Close the handle's pipes; it still tells the exit status afterwards."""
-    status = _mp_poll(proc)
+    status = proc.poll()
     if status is not None:
         proc.poll = lambda: status
         proc.close()
+        pidfd = getattr(proc, 'pidfd', None)
+        if pidfd is not None:
+            os.close(pidfd)
+
+
+_LOST: Final = 255  # what the standard library says when the fork server is gone
+
+
+def _follow(proc: Any) -> None:
+    """Have a child of the fork server live for as long as its process does."""
+    if not hasattr(os, 'pidfd_open'):
+        return
+    try:
+        pidfd = proc.pidfd = os.pidfd_open(proc.pid)
+    except OSError:  # it has ended, or the system knows none
+        return
+
+    def send(signum: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signum)
+
+    # Those of the standard library do nothing once it has given a child up.
+    proc.terminate = partial(send, signal.SIGTERM)
+    proc.kill = partial(send, signal.SIGKILL)
+    proc.poll = lambda: None if _is_given_up(proc) else _mp_poll(proc)
+
+
+def _is_given_up(proc: Any) -> bool:
+    """Whether a child runs whose fork server is lost."""
+    pidfd = getattr(proc, 'pidfd', None)
+    if pidfd is None or _mp_poll(proc) != _LOST:
+        return False
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return not poll.poll(0)
+
+
+async def _wait(proc: Any) -> None:
+    """Wait for a child's end; one whose end nobody could tell is ended here."""
+    await proc_waiter(proc)
+    if _is_given_up(proc):
+        log.error('the fork server of %r is gone: nobody could tell its end', proc)
+        proc.terminate()
+        with trio.move_on_after(KILL_AFTER):
+            await trio.lowlevel.wait_readable(proc.pidfd)
+        if _is_given_up(proc):
+            proc.kill()
+        await trio.lowlevel.wait_readable(proc.pidfd)
 
 
 _start_locks: weakref.WeakKeyDictionary[Actor, trio.Lock] = weakref.WeakKeyDictionary()
