@@ -70,7 +70,7 @@ class Helper:
     def hang_up(self) -> None:
         """Do what the kernel does when the parent dies."""
         if self.parents is not None:
-            os.close(self.parents)
+            _lifeline.cut(self.parents)
             self.parents = None
 
     def ended_after(self) -> float:
@@ -119,7 +119,7 @@ def test_parents_end_outlasts_the_block():
         assert not is_open(childs)
         assert is_open(parents)
     finally:
-        os.close(parents)
+        _lifeline.cut(parents)
 
 
 def test_failed_block_closes_both_ends():
@@ -140,7 +140,7 @@ def test_ends_are_not_inherited():
     """Another child must not hold the parent's end open."""
     with _lifeline.open_lifeline() as ends:
         inheritable = [os.get_inheritable(fd) for fd in ends]
-    os.close(ends[1])
+    _lifeline.cut(ends[1])
     assert inheritable == [False, False]
 
 
@@ -160,7 +160,7 @@ def test_lifeline_is_hidden_from_the_childs_own_children(monkeypatch):
         monkeypatch.setenv(_lifeline.ENV, str(childs))
         taken = _lifeline.take_from_env()
         inheritable = os.get_inheritable(childs)
-    os.close(parents)
+    _lifeline.cut(parents)
     assert taken == childs
     assert not inheritable
     assert _lifeline.ENV not in os.environ

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
+import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -16,6 +18,7 @@ import trio
 
 import tractor
 from tractor._exceptions import ActorDied
+from tractor._testing import repodir
 
 GONE_WITHIN: Final = 2.0  # seconds from the parent's death to the child's
 DEADLINE: Final = 20.0
@@ -151,3 +154,51 @@ def test_each_of_two_stuck_generations_ends_with_its_parent(reg_addr):
     """The kernel tells a generation when the one above it is gone."""
     ages = kill_parent_of(reg_addr, 'gil-held-in-c', 'gil-held-in-c')
     assert max(ages) < GONE_WITHIN
+
+
+FORKING_ROOT: Final = """
+import os, signal, sys
+import trio
+import tractor
+
+async def main():
+    async with tractor.open_nursery(registry_addrs=[REG_ADDR]) as an:
+        portal = await an.start_actor('child')
+        child = an._children[portal.chan.aid.uid][1].pid
+        forked = os.fork()
+        if not forked:
+            signal.alarm(20)
+            signal.pause()
+        print(child, forked, flush=True)
+        await trio.sleep_forever()
+
+if __name__ == '__main__':
+    trio.run(main)
+"""
+
+
+@linux_only
+def test_child_ends_although_a_forked_process_lives(reg_addr, spawn_backend, tmp_path):
+    """What the parent held of its child is not held by a process forked from it."""
+    script = tmp_path / 'program.py'
+    script.write_text(f'REG_ADDR = {reg_addr!r}\n{FORKING_ROOT}')
+    root = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={
+            **os.environ,
+            'PYTHONPATH': str(repodir()),
+            'TRACTOR_SPAWN_METHOD': spawn_backend,
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with root, ExitStack() as stack:
+        stack.callback(root.kill)
+        assert root.stdout is not None
+        assert select.select([root.stdout], [], [], DEADLINE)[0], 'it does not come up'
+        child, forked = (int(text) for text in root.stdout.readline().split())
+        stack.callback(os.kill, forked, signal.SIGKILL)
+        pidfd = os.pidfd_open(child)
+        stack.callback(os.close, pidfd)
+        root.kill()
+        assert select.select([pidfd], [], [], GONE_WITHIN)[0], 'the child lives on'

@@ -15,6 +15,9 @@ number makes that five seconds.
 `PR_SET_PDEATHSIG` would not do: it follows the thread that forked, and trio forks from
 worker threads, which end when idle.  A program that handles both signals, or `SIGALRM`,
 by itself keeps its handlers, and loses only the kernel's help.  Linux only.
+
+A program that forks by itself would hand the parent's ends on to a process that may
+outlive it, so they are closed there (`keep_from_forks()`).
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ import contextlib
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 ENV: Final = '_TRACTOR_LIFELINE'  # number of the descriptor; nothing secret
 ORDERLY: Final = 5  # seconds that an orphan may take to end in order
@@ -34,6 +38,9 @@ _CANDIDATES: Final = (signal.SIGHUP, signal.SIGTRAP) if os.name == 'posix' else 
 
 _tied: signal.Signals | None = None  # what the kernel sends
 _orphan = False
+_kept: Final[set[int]] = set()
+_kept_sockets: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+_watches_forks = False
 
 
 @contextlib.contextmanager
@@ -42,16 +49,53 @@ def open_lifeline() -> Iterator[tuple[int, int]]:
     Give the two ends of a new lifeline, `(child's, parent's)`.
 
     The child's end is closed here when the block ends; the parent's lasts, and whoever
-    asked closes it when the child is gone.
+    asked calls `cut()` when the child is gone.
     """
     read, write = os.pipe()
+    keep_from_forks(write)
     try:
         yield read, write
     except BaseException:
-        os.close(write)
+        cut(write)
         raise
     finally:
         os.close(read)
+
+
+def cut(write: int) -> None:
+    """Close the parent's end; in a process forked from the parent it is closed."""
+    if write in _kept:
+        forget(write)
+        os.close(write)
+
+
+def keep_from_forks(*fds: int) -> None:
+    """Close these descriptors in every process that is forked from this one."""
+    global _watches_forks
+    if not _watches_forks and hasattr(os, 'register_at_fork'):
+        os.register_at_fork(after_in_child=_close_kept)
+        _watches_forks = True
+    _kept.update(fds)
+
+
+def forget(*fds: int) -> None:
+    """Leave these descriptors alone again; they are about to be closed."""
+    _kept.difference_update(fds)
+
+
+def keep_socket_from_forks(sock: Any) -> None:
+    """Do the same for a socket, for as long as it exists."""
+    _kept_sockets.add(sock)
+
+
+def _close_kept() -> None:
+    """In a forked process: hold nothing that tells a child that its parent lives."""
+    fds = [*_kept, *(sock.detach() for sock in _kept_sockets)]
+    _kept.clear()
+    _kept_sockets.clear()
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 def take_from_env() -> int | None:

@@ -21,6 +21,7 @@ import trio
 from .._exceptions import ActorFailure
 from .._protocol.escalate import KILL_AFTER
 from ..log import get_logger
+from . import _lifeline
 from ._spawn import Launched, _live, _selected_context, proc_waiter
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ async def mp_proc(
         )
         proc.start()
         started.append(proc)
+        _lifeline.keep_from_forks(*_pipe_ends(proc))
         return proc
 
     async def launch() -> Launched:
@@ -89,7 +91,14 @@ async def mp_proc(
         )
     finally:
         for proc in started:
+            _lifeline.forget(*_pipe_ends(proc))
             _mp_close(proc)
+
+
+def _pipe_ends(proc: Any) -> list[int]:
+    """Return this process's ends of a child's pipes; one of them is its lifeline."""
+    finalizer = getattr(getattr(proc, '_popen', None), 'finalizer', None)
+    return list(getattr(finalizer, '_args', None) or ())
 
 
 def _mp_poll(proc: Any) -> int | None:

@@ -28,7 +28,7 @@ from ..log import get_logger
 from ..msg.types import SpawnSpec
 from ..runtime import _hooks, _state
 from ..runtime._portal import Portal
-from . import _reap
+from . import _lifeline, _reap
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -310,6 +310,7 @@ async def _live(
     ended = trio.Event()
     try:
         chan = await _connect_back(an._actor, subactor, proc, wait)
+        _lifeline.keep_socket_from_forks(chan.stream.socket)
         subactor._aid.pid = proc.pid
         portal = Portal(chan)
         an._child_up(subactor, proc, portal, ended.wait)

@@ -67,4 +67,4 @@ async def trio_proc(
         )
     finally:
         for fd in parents_end:
-            os.close(fd)
+            _lifeline.cut(fd)
