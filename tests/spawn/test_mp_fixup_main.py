@@ -62,8 +62,8 @@ def describe_in(*command: str, cwd: Path, stdin: str = '') -> dict[str, Any]:
 
 
 DESCRIBE = (
-    'import json; from tractor.spawn._mp_fixup_main import describe; '
-    'print(json.dumps(describe()))'
+    'import json; from tractor.spawn._mp_fixup_main import _describe_main; '
+    'print(json.dumps(_describe_main()))'
 )
 
 
@@ -152,6 +152,26 @@ def test_what_must_not_be_run_again_is_left_alone(main, data):
     _mp_fixup_main.replay(data)
     assert sys.modules['__main__'] is main
     assert '__mp_main__' not in sys.modules
+
+
+def test_path_and_arguments_are_the_parents(main, replayed, tmp_path, monkeypatch):
+    """The script may import its neighbours; what is importable here stays so."""
+    script = tmp_path / 'program.py'
+    script.write_text('import sys, neighbour_of_program\nfound = sys.argv[1:]\n')
+    (tmp_path / 'neighbour_of_program.py').touch()
+    arguments = ['program.py', 'text', 'caf\udce9']
+    monkeypatch.setattr(sys, 'argv', arguments)
+    monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
+    data = {**_mp_fixup_main.describe(), 'init_main_from_path': str(script)}
+    monkeypatch.setattr(sys, 'argv', ['child'])
+    monkeypatch.setattr(sys, 'path', [*sys.path[1:], 'of the child'])
+    there = sys.path
+    _mp_fixup_main.replay(data)
+    assert sys.modules['__main__'].found == arguments[1:]
+    assert sys.path is there
+    assert sys.path[0] == str(tmp_path)
+    assert sys.path[-1] == 'of the child'
+    sys.modules.pop('neighbour_of_program')
 
 
 def test_failing_script_fails_the_replay(tmp_path, main):

@@ -9,6 +9,7 @@ anything is scheduled or acknowledged.
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import warnings
 import weakref
@@ -71,6 +72,18 @@ def _inspect(func: Callable[..., Any]) -> Kind:
     if getattr(func, '_tractor_context_meta', None) is not None:
         return Kind.CONTEXT
     return Kind.PLAIN
+
+
+def folders_of(name: str, path: str) -> list[str]:
+    """Return the folder of a module, and that of its outermost package."""
+    if not path:
+        return []
+    folder = os.path.dirname(path)
+    above = name.count('.') + (os.path.basename(path) == '__init__.py')
+    outermost = folder
+    for _ in range(above):
+        outermost = os.path.dirname(outermost)
+    return [folder] if outermost == folder else [folder, outermost]
 
 
 def look_up(

@@ -37,7 +37,7 @@ from ..log import get_logger
 from ..msg.ptr import NamespacePath
 from ..msg.types import Aid, CancelAck, SpawnSpec, Start, StartAck
 from . import _hooks, _state
-from ._endpoint import look_up
+from ._endpoint import folders_of, look_up
 from ._msgloop import FAREWELL_CID, process_messages, send_if_reachable
 from ._portal import Portal
 
@@ -374,9 +374,9 @@ class Actor:
 
             _mp_fixup_main.replay(self._parent_main_data)
         for name, path in self.enable_modules.items():
-            folder = os.path.dirname(path)
-            if folder and folder not in sys.path:
-                sys.path.append(folder)
+            for folder in folders_of(name, path):
+                if folder not in sys.path:
+                    sys.path.append(folder)
             if name == '__main__' and '__mp_main__' in sys.modules:
                 continue
             importlib.import_module(name)
