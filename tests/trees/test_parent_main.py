@@ -39,3 +39,34 @@ def test_script_may_import_its_neighbours_wherever_it_is_run(run_program, tmp_pa
     added = str(tmp_path / 'added')
     done = run_program(PROGRAM, added, cwd=elsewhere)
     assert done.stdout == f'42 {added}\ninside\n', done.stderr
+
+
+CALLS_ROOT = """
+async def on_root():
+    return tractor.current_actor().name
+
+@tractor.context
+async def with_root(ctx: tractor.Context):
+    await ctx.started(tractor.current_actor().name)
+
+async def child():
+    async with tractor.get_registry(REG_ADDR) as portal:
+        async with portal.open_context(with_root) as (_, first):
+            return [__name__, await portal.run(on_root), first]
+
+async def main():
+    async with tractor.open_nursery(
+        registry_addrs=[REG_ADDR], enable_modules=[__name__], name='top'
+    ) as an:
+        portal = await an.run_in_actor(child)
+        print(*await portal.wait_for_result())
+
+if __name__ == '__main__':
+    trio.run(main)
+"""
+
+
+def test_function_of_the_program_can_be_called_in_the_root(run_program):
+    """A child knows the program under its other name, and passes the function."""
+    done = run_program(CALLS_ROOT)
+    assert done.stdout == '__mp_main__ top top\n', done.stderr

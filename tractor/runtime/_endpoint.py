@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .._exceptions import ModuleNotExposed
 
@@ -43,6 +43,9 @@ class Kind(Enum):
     ) -> None:
         self.functype = functype
 
+
+# One module, run as a program here and again under another name there.
+_MAINS: Final = {'__main__': '__mp_main__', '__mp_main__': '__main__'}
 
 _kinds: weakref.WeakKeyDictionary[Any, Kind] = weakref.WeakKeyDictionary()
 
@@ -99,14 +102,15 @@ def look_up(
         ModuleNotExposed: The module is not served.
         AttributeError: The module has no such name.
     """
-    if ns not in modules and not (ns == '__mp_main__' and '__main__' in modules):
+    also = _MAINS.get(ns)
+    if ns not in modules and also not in modules:
         raise ModuleNotExposed(
             f'module {ns!r} is not served by actor {actor_name!r}: start it with '
             f'`ActorNursery.start_actor({actor_name!r}, enable_modules=[{ns!r}])`'
         )
     module = sys.modules.get(ns)
-    if module is None and ns == '__main__':
-        module = sys.modules.get('__mp_main__')
+    if module is None and also is not None:
+        module = sys.modules.get(also)
     if module is None:
         raise ModuleNotExposed(f'module {ns!r} is served but was never imported')
     func: Callable[..., Any] = getattr(module, name)
