@@ -102,14 +102,14 @@ async def open_root_actor(
         RuntimeError: A registry address is held by something else.
         OSError: An address cannot be bound.
     """
-    running = _state.current_actor(err_on_no_runtime=False)
-    if running is not None:
-        raise RuntimeFailure(
-            f'A current actor already exists in this process: {running.aid.reprol()}; '
-            'open a nursery in it instead'
-        )
+    boot = _state.RootBoot(trio.lowlevel.current_trio_token(), trio.Event())
     _refuse_missing_features(debug_mode, maybe_enable_greenback, enable_stack_on_sig)
-    with _variables_kept(), _gil_mode(subint_gil), _builtin_breakpoint_blocked():
+    with (
+        boot,
+        _variables_kept(),
+        _gil_mode(subint_gil),
+        _builtin_breakpoint_blocked(),
+    ):
         registries, transports = _settle(
             registry_addrs, enable_transports, start_method
         )
@@ -131,6 +131,7 @@ async def open_root_actor(
         make_actor = partial(_make_actor, modules=modules, loglevel=loglevel)
         apply_all()
         async with _run_elected(elect, make_actor, debug_filter) as actor:
+            boot.end()
             yield actor
 
 

@@ -61,6 +61,7 @@ async def async_main(
         RemoteActorError: The parent's runtime failed.
     """
     actor._task = trio.lowlevel.current_task()
+    actor._run = trio.lowlevel.current_trio_token()
     IdleFlush.install()
     try:
         try:

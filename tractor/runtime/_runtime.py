@@ -124,6 +124,7 @@ class Actor:
         self._parent_chan: Channel | None = None
         self._parent_loop: trio.CancelScope | None = None
         self._task: trio.lowlevel.Task | None = None
+        self._run: trio.lowlevel.TrioToken | None = None  # None until it boots
 
         # A uuid whose last part counts: unique to this actor, and fast to make.
         self._cid_prefix = str(_uuid.uuid4())[:24]

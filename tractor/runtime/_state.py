@@ -19,11 +19,13 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, overload
 
-from tractor._exceptions import InternalError, NoRuntime
+from tractor._exceptions import InternalError, NoRuntime, RuntimeFailure
 from tractor.log import set_context_provider
 from tractor.msg.pretty_struct import Struct
 
 if TYPE_CHECKING:
+    import trio
+
     from tractor._context import Context
     from tractor.runtime._runtime import Actor
 
@@ -42,6 +44,7 @@ MAX_FRAME_LIMIT: Final = 2**32 - 1  # bytes; what the length prefix can express
 
 _current_actor: Actor | None = None
 _last_actor_terminated: Actor | None = None
+_root_boot: RootBoot | None = None  # that of a root which is on its way up
 _ctxvar_Context: ContextVar[Context | None] = ContextVar(  # noqa: N816
     'ipc_context', default=None
 )
@@ -156,6 +159,88 @@ def current_actor(err_on_no_runtime: bool = True) -> Actor | None:
             why = 'enter `tractor.open_root_actor()` or `tractor.open_nursery()` first'
         raise NoRuntime(f'no actor runtime is open in process {os.getpid()}: {why}')
     return _current_actor
+
+
+class RootBoot:
+    """
+    A claim to become the one root of this process, made before anything is awaited.
+
+    Entering it makes the claim, which ends when the root is up or could not come up.
+
+    Args:
+        run: The event loop in which it will run.
+        over: Set at the end of the claim.
+    Raises:
+        RuntimeFailure: There is an actor in this process already, or on its way.
+    """
+
+    def __init__(self, run: trio.lowlevel.TrioToken, over: trio.Event) -> None:
+        actor = actor_of(run)
+        if actor is not None or boot_of(run) is not None:
+            who = 'on its way up' if actor is None else actor.aid.reprol()
+            raise RuntimeFailure(
+                f'A current actor already exists in this process: {who}; '
+                'open a nursery in it instead'
+            )
+        self.pid, self.run, self.over = os.getpid(), run, over
+
+    def __enter__(self) -> None:
+        global _root_boot
+        _root_boot = self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Let those who wait go on; may be called again."""
+        global _root_boot
+        if _root_boot is self:
+            _root_boot = None
+        self.over.set()
+
+
+def boot_of(run: trio.lowlevel.TrioToken) -> RootBoot | None:
+    """
+    Return the root that is on its way up in this event loop, or `None`.
+
+    Raises:
+        RuntimeFailure: There is one in another event loop of this process.
+    """
+    boot = _root_boot
+    if boot is None or boot.pid != os.getpid():
+        return None
+    if boot.run is not run:
+        raise _in_another_loop('on its way up')
+    return boot
+
+
+def actor_of(run: trio.lowlevel.TrioToken) -> Actor | None:
+    """
+    Return the actor that runs in this event loop, or `None`.
+
+    In a process that was forked from an actor there is none.
+
+    Raises:
+        RuntimeFailure: There is one in another event loop of this process.
+    """
+    global _current_actor
+    actor = _current_actor
+    if actor is None:
+        return None
+    if actor.pid != os.getpid():
+        _current_actor = None
+        _runtime_vars.update(_root_addrs=[], _root_mailbox=None)
+        return None
+    if actor._run is not None and actor._run is not run:
+        raise _in_another_loop(actor.aid.reprol())
+    return actor
+
+
+def _in_another_loop(who: str) -> RuntimeFailure:
+    return RuntimeFailure(
+        'A current actor already exists in this process, in another event loop: '
+        f'{who}; a process has one actor, and other loops need processes of their own'
+    )
 
 
 def last_actor() -> Actor | None:

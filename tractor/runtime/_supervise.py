@@ -584,6 +584,8 @@ async def open_nursery(
     """
     Open a nursery for actors; in a process without a runtime, boot a root first.
 
+    A root that is on its way up already is waited for, and used.
+
     Leaving the block waits for all children: run-once children end by themselves,
     others when somebody cancels them.  An error in the body, or the death of a child,
     cancels them all.  Every process is reaped before the block is left.
@@ -595,8 +597,12 @@ async def open_nursery(
         ActorUnkillable: A sub-interpreter is stuck in C code, and was given up.
         RemoteActorError: A run-once child failed.
         BaseExceptionGroup: More than one of these, or one beside the body's own error.
+        RuntimeFailure: The actor of this process runs in another event loop.
     """
-    actor = _state.current_actor(err_on_no_runtime=False)
+    run = trio.lowlevel.current_trio_token()
+    while (boot := _state.boot_of(run)) is not None:
+        await boot.over.wait()
+    actor = _state.actor_of(run)
     if actor is not None:
         async with _supervise(actor) as an:
             yield an
