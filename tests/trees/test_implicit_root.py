@@ -185,6 +185,9 @@ if __name__ == '__main__':
 """
 
 
+@pytest.mark.skipon_spawn_backend(
+    'mp_forkserver', reason='the standard library asks the parent for its server'
+)
 @pytest.mark.skipon_spawn_backend('subint', reason='it forbids to fork')
 def test_forked_process_has_no_actor(run_program):
     """It may open a root of its own, as any other process."""

@@ -8,12 +8,13 @@ anything is scheduled or acknowledged.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -75,6 +76,16 @@ def _inspect(func: Callable[..., Any]) -> Kind:
     if getattr(func, '_tractor_context_meta', None) is not None:
         return Kind.CONTEXT
     return Kind.PLAIN
+
+
+def files_of(modules: Iterable[str]) -> dict[str, str]:
+    """Import modules and return the file of each."""
+    found = {}
+    for name in modules:
+        module = sys.modules.get(name) or importlib.import_module(name)
+        path = getattr(module, '__file__', None) or ''
+        found[name] = os.path.abspath(path) if path else ''
+    return found
 
 
 def folders_of(name: str, path: str) -> list[str]:

@@ -100,10 +100,10 @@ async def _invoke(
                     chan.flush()
                 await _RUN[kind](ctx, chan, cid, func, call, return_msg_type, reachable)
             except BaseException as err:
-                if (
+                if _all_cancelled(err) and (
                     kind is Kind.PLAIN
-                    and not scope.cancel_called
-                    and _all_cancelled(err)
+                    if not scope.cancel_called
+                    else _ends_as_well(actor) and not (kind is Kind.GENERATOR and acked)
                 ):
                     # The actor stops serving, which its requester may not notice.
                     await _answer_cancelled(ctx, chan, cid, func)
@@ -123,6 +123,12 @@ async def _invoke(
         if entry is not None:  # the message loop made the context for this task
             ctx._end()
             actor._forget_context(ctx)
+
+
+def _ends_as_well(actor: Actor) -> bool:
+    """Whether all services are cancelled, so that no task's own scope catches that."""
+    tn = getattr(actor, '_service_tn', None)
+    return tn is not None and bool(tn.cancel_scope.cancel_called)
 
 
 def name_of(func: Any) -> str:

@@ -37,7 +37,7 @@ from ..log import get_logger
 from ..msg.ptr import NamespacePath
 from ..msg.types import Aid, CancelAck, SpawnSpec, Start, StartAck
 from . import _hooks, _state
-from ._endpoint import folders_of, look_up
+from ._endpoint import files_of, folders_of, look_up
 from ._msgloop import FAREWELL_CID, process_messages, send_if_reachable
 from ._portal import Portal
 
@@ -105,7 +105,7 @@ class Actor:
         self._aid = Aid(
             name=name, uuid=uuid, pid=os.getpid(), is_registrar=self.is_registrar
         )
-        self.enable_modules: dict[str, str] = _files_of(enable_modules or ())
+        self.enable_modules: dict[str, str] = files_of(enable_modules or ())
         self.loglevel = loglevel
         self._spawn_method = spawn_method
         self._subint_gil: _state.GilMode | None = None
@@ -142,6 +142,9 @@ class Actor:
         self._cancel_called = False
         self._cancel_called_by: Aid | None = None
         self._cancel_complete = trio.Event()
+        # Requests that wait in `cancel()`, for which nobody may wait there.
+        self._ending: set[Context] = set()
+        self._one_more_ends = trio.Event()
 
     @property
     def _ongoing_rpc_tasks(self) -> trio.Event:
@@ -505,6 +508,11 @@ class Actor:
         """
         with trio.CancelScope(shield=True):
             first = not self._cancel_called
+            own = _state._ctxvar_Context.get()
+            if own is not None:
+                self._ending.add(own)
+                self._one_more_ends.set()
+                self._one_more_ends = trio.Event()
             try:
                 await self._stop_serving(None if req_chan is None else req_chan.aid)
             finally:
@@ -550,9 +558,16 @@ class Actor:
             if ctx._scope is not None:
                 ctx._scope.cancel()
             if ctx is not _state._ctxvar_Context.get():  # not for whoever calls this
-                waits.append(done)
-        for done in waits:
-            await done.wait()
+                waits.append((ctx, done))
+        for ctx, done in waits:
+            await self._ended(ctx, done)
+
+    async def _ended(self, ctx: Context, done: trio.Event) -> None:
+        """Wait until a request has ended, or waits itself for the end of all."""
+        while not done.is_set() and ctx not in self._ending:
+            async with trio.open_nursery() as tn:
+                for event in (done, self._one_more_ends):
+                    tn.start_soon(_wait_and_cancel, event, tn.cancel_scope)
 
     def cancel_soon(self) -> None:
         """Schedule the end of the runtime and then of everything in this process."""
@@ -600,18 +615,13 @@ class Actor:
         return (_rebuild, (self._aid.name, self._aid.uuid, self.loglevel))
 
 
+async def _wait_and_cancel(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
 def _rebuild(name: str, uuid: str, loglevel: str | None) -> Actor:
     return Actor(name=name, uuid=uuid, loglevel=loglevel)
-
-
-def _files_of(modules: Iterable[str]) -> dict[str, str]:
-    """Import modules and return the file of each."""
-    found = {}
-    for name in modules:
-        module = sys.modules.get(name) or importlib.import_module(name)
-        path = getattr(module, '__file__', None) or ''
-        found[name] = os.path.abspath(path) if path else ''
-    return found
 
 
 def __getattr__(name: str) -> Any:
