@@ -53,6 +53,11 @@ async def be_gone(an) -> None:
             await an._changed.wait()
 
 
+class Thing:
+    async def fail(self) -> None:
+        """Not the function of that name."""
+
+
 def process_of(an, portal) -> int:
     pid: int = an._children[portal.chan.aid.uid][1].pid
     return pid
@@ -148,5 +153,20 @@ def test_child_that_does_not_end_after_its_result_is_ended(run_tree):
 
     async def body(an):
         await an.run_in_actor(leave_a_thread_behind)
+
+    run_tree(body)
+
+
+def test_method_is_not_taken_for_the_function_of_its_name(run_tree):
+    """It is refused before anything is started, or sent."""
+
+    async def body(an):
+        with pytest.raises(TypeError, match='cannot be run in another actor'):
+            await an.run_in_actor(Thing().fail)
+        assert not an._children
+        portal = await an.start_actor('child', enable_modules=[__name__])
+        with pytest.raises(TypeError, match='cannot be run in another actor'):
+            await portal.run(Thing().fail)
+        await an.cancel()
 
     run_tree(body)

@@ -78,6 +78,44 @@ def _inspect(func: Callable[..., Any]) -> Kind:
     return Kind.PLAIN
 
 
+def check_name(func: Callable[..., Any], absent_is_wrong: bool = False) -> None:
+    """
+    Refuse a function that a peer could not find by its module and name.
+
+    A method or a local function may be named like one of its module, which would be
+    run in its place.
+
+    Args:
+        absent_is_wrong: Also if the module has nothing of that name, which the peer
+            would tell.
+    Raises:
+        TypeError: It is another one, or none.
+    """
+    name = getattr(func, '__name__', '')
+    module = sys.modules.get(func.__module__)
+    if module is None:
+        return  # importing it tells more
+    found = getattr(module, name, None)
+    if found is None and not absent_is_wrong:
+        return
+    # Decorated in place, or reloaded, it still is the same one.
+    while found is not None and not _is_same(found, func):
+        found = getattr(found, '__wrapped__', None)
+    if found is None:
+        raise TypeError(
+            f'{func!r} cannot be run in another actor: it is not '
+            f'{func.__module__}:{name or "?"}, by which that would find it; '
+            'use an async function of a module'
+        )
+
+
+def _is_same(found: Any, func: Any) -> bool:
+    if found == func:
+        return True
+    code = getattr(func, '__code__', None)
+    return code is not None and getattr(found, '__code__', None) == code
+
+
 def files_of(modules: Iterable[str]) -> dict[str, str]:
     """Import modules and return the file of each."""
     found = {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from sys import modules
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -24,7 +25,7 @@ from ..msg._codec import decode_any
 from ..msg.ptr import NamespacePath
 from ..msg.types import CancelAck, Return, Start, StartAck
 from ..trionics._beg import strip
-from ._endpoint import Kind, kind_of
+from ._endpoint import Kind, check_name, kind_of
 from ._msgloop import process_messages
 from ._rpc import GONE
 from ._state import current_actor
@@ -91,7 +92,8 @@ class Portal:
             fn_name: Its name, when `func` is the module's name (legacy).
             **kwargs: Its arguments, anything that can be encoded.
         Raises:
-            TypeError: `func` is not an async function, or it streams.
+            TypeError: `func` is not an async function, or it streams, or its module has
+                another one of that name.
             RemoteActorError: It failed, or could not be started.
             ContextCancelled: Somebody else cancelled it.
             MsgTypeError: `kwargs` cannot be encoded.
@@ -113,7 +115,10 @@ class Portal:
         if kind is Kind.GENERATOR or kind is Kind.STREAM:
             name = getattr(func, '__qualname__', repr(func))
             raise TypeError(f'{name} must be a non-streaming async function')
-        return await self._call(func.__module__, func.__name__, kwargs)
+        ns, name = func.__module__, func.__name__
+        if getattr(modules.get(ns), name, func) is not func:
+            check_name(func)
+        return await self._call(ns, name, kwargs)
 
     async def run_from_ns(
         self, namespace_path: str, function_name: str, **kwargs: Any

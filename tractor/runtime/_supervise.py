@@ -35,6 +35,7 @@ from ..log import get_logger, get_loglevel
 from ..spawn import _spawn
 from ..trionics._beg import strip
 from . import _hooks, _state
+from ._endpoint import check_name
 from ._portal import Portal
 from ._runtime import Actor
 
@@ -228,7 +229,8 @@ class ActorNursery:
             name: The actor's name; that of `fn` by default.
             **kwargs: Its arguments; the names above are not passed on.
         Raises:
-            TypeError: `fn` is not an async function, or it streams.
+            TypeError: `fn` is not an async function, or it streams, or it is not what
+                its module has under its name.
             RemoteActorError: The task could not be scheduled.  Otherwise as
                 `start_actor()`.
         """
@@ -237,6 +239,7 @@ class ActorNursery:
             fn, '_tractor_stream_function', False
         ):
             raise TypeError(f'{fn_name} must be an async function that does not stream')
+        check_name(fn, absent_is_wrong=True)
         portal = await self.start_actor(
             name or fn_name,
             bind_addrs=bind_addrs,
