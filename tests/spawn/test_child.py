@@ -9,6 +9,7 @@ import trio
 
 import tractor
 from tractor._exceptions import ActorFailure
+from tractor.spawn import _lifeline
 
 # Imported by every child, to name its process, before its runtime starts.
 INTERRUPTER = """
@@ -38,3 +39,30 @@ def test_interrupt_of_a_booting_child_is_no_traceback(reg_addr, tmp_path, capfd)
     with pytest.raises(ActorFailure, match='status 0 before it connected back'):
         trio.run(main)
     assert 'Traceback' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('env', [{}, {'NAME': 'value'}, None])
+def test_environment_is_the_given_one_also_if_it_is_empty(reg_addr, monkeypatch, env):
+    """Only where none is given it is the parent's."""
+    seen = {}
+
+    async def look(command, *, env, **kwargs):
+        seen.update(env)
+        raise OSError('not started')
+
+    monkeypatch.setattr(trio.lowlevel, 'open_process', look)
+
+    async def main():
+        with trio.fail_after(10):
+            async with tractor.open_nursery(registry_addrs=[reg_addr]) as an:
+                with pytest.raises(OSError, match='not started'):
+                    await an.start_actor(
+                        'child', start_method='trio', proc_kwargs={'env': env}
+                    )
+
+    trio.run(main)
+    assert seen.pop(_lifeline.ENV)
+    seen.pop('PYTHONBREAKPOINT', None)  # which a root sets while it is open
+    inherited = {**os.environ}
+    inherited.pop('PYTHONBREAKPOINT', None)
+    assert seen == (inherited if env is None else env)

@@ -24,6 +24,7 @@ from tractor import ContextCancelled, TransportClosed
 from tractor._exceptions import ActorDied
 from tractor._testing import break_ipc, repodir
 from tractor._testing._reap import find_orphaned_uds, reap_uds
+from tractor.msg.types import Start
 
 
 @tractor.context
@@ -418,3 +419,23 @@ def test_a_killed_grandchild_is_forgotten(run_tree, monkeypatch):
         await an.cancel()
 
     run_tree(body)
+
+
+async def break_the_protocol() -> None:
+    """Send the parent a request in somebody else's name."""
+    chan = tractor.current_actor()._parent_chan
+    await chan.send(Start('cid', __name__, 'nothing', {}, ('somebody', 'else')))
+    await trio.sleep_forever()
+
+
+def test_child_that_breaks_the_protocol_has_died(run_tree):
+    """Its connection is dropped for that, which nobody had asked for."""
+
+    async def body(an):
+        await an.run_in_actor(break_the_protocol, name='breaker')
+        await trio.sleep_forever()
+
+    with pytest.raises(ActorDied) as caught:
+        run_tree(body)
+    assert caught.value.uid[0] == 'breaker'
+    assert 'broke the protocol' in str(caught.value.__cause__)

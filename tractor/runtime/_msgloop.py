@@ -124,7 +124,7 @@ def _closed_here(cause: BaseException | None) -> bool:
     """Whether this actor closed the channel itself, or stopped reading it."""
     if isinstance(cause, TransportClosed):
         return isinstance(cause.src_exc, trio.ClosedResourceError)
-    return True  # cancelled, or dropped for what the peer sent
+    return not isinstance(cause, ProtocolViolation)  # else it was cancelled
 
 
 def _take_stray(actor: Actor, chan: Channel, msg: Any) -> None:

@@ -36,6 +36,7 @@ from ..spawn import _spawn
 from ..trionics._beg import strip
 from . import _hooks, _state
 from ._endpoint import check_name
+from ._msgloop import ProtocolViolation
 from ._portal import Portal
 from ._runtime import Actor
 
@@ -344,7 +345,7 @@ class ActorNursery:
             died, death.__cause__ = True, self._sup.errors.pop(uid, None)
         if died and death is not None:
             if death.__cause__ is None:
-                death.__cause__ = error
+                death.__cause__ = error or _violation(portal)
             log.error('%s', death)
             self._sup.died(uid, death)
         elif error is not None:
@@ -489,6 +490,13 @@ def _delivered_error(portal: Portal | None) -> BaseException | None:
     """Return the error of a run-once child's main task, if it has come."""
     main = None if portal is None else portal._main
     return None if main is None else main._remote_error
+
+
+def _violation(portal: Portal | None) -> BaseException | None:
+    """Return what a child had sent, if its connection was dropped for that."""
+    lost = None if portal is None else portal.chan._lost
+    source = None if lost is None else lost.src_exc
+    return source if isinstance(source, ProtocolViolation) else None
 
 
 def _chan_uid(chan: Channel) -> Uid:

@@ -52,7 +52,8 @@ async def trio_proc(
 
     async def launch() -> Launched:
         with _lifeline.open_lifeline() as (childs, ours):
-            env = {**(kwargs.pop('env', None) or os.environ)}
+            given = kwargs.pop('env', None)
+            env = dict(os.environ if given is None else given)
             env[_lifeline.ENV] = str(childs)
             fds = (*kwargs.pop('pass_fds', ()), childs)
             proc: trio.Process = await trio.lowlevel.open_process(
