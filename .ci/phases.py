@@ -23,7 +23,6 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -41,7 +40,6 @@ for _, name, _ in pkgutil.walk_packages(tractor.__path__, 'tractor.'):
 """
 CLOSING: Final = re.compile(r'^(?:=+ )?(\d+ [a-z]+,? ?.*) in [\d.]+s')
 SKIPPED: Final = re.compile(r'^SKIPPED \[(\d+)\] [^:]+(?::\d+)?: (.*)$')
-RUNNING: Final[list[subprocess.Popen[str]]] = []  # none outlives its worktree
 say = partial(print, flush=True)  # at once: a run takes minutes
 
 
@@ -129,9 +127,6 @@ def worktree(commit: str) -> Iterator[Path]:
         git('worktree', 'add', '--quiet', '--detach', str(folder), commit)
         yield folder
     finally:
-        for nox in (nox for nox in RUNNING if nox.poll() is None):
-            os.killpg(nox.pid, signal.SIGKILL)  # with all that would write into it
-            nox.wait()
         shutil.rmtree(folder, ignore_errors=True)
         git('worktree', 'prune')
 
@@ -179,14 +174,17 @@ def run_nox(folder: Path, path: str, *arguments: str) -> tuple[bool, Counter[str
         stderr=subprocess.STDOUT,
         text=True,
     ) as nox:
-        RUNNING.append(nox)
-        for line in nox.stdout or ():
-            say(f'{session}: {line.rstrip()}')
-            if found := SKIPPED.match(line):
-                counts[f'skipped: {found[2]}'] += int(found[1])
-            elif found := CLOSING.match(line):
-                for part in found[1].split(', '):
-                    counts[part.split()[1]] += int(part.split()[0])
+        try:
+            for line in nox.stdout or ():
+                say(line.rstrip())
+                if found := SKIPPED.match(line):
+                    counts[f'skipped: {found[2]}'] += int(found[1])
+                elif found := CLOSING.match(line):
+                    for part in found[1].split(', '):
+                        counts[part.split()[1]] += int(part.split()[0])
+        except BaseException:
+            os.killpg(nox.pid, signal.SIGKILL)  # with all that would write into it
+            raise
     counts['seconds'] = round(time.monotonic() - start)
     return nox.returncode == 0, counts
 
@@ -208,12 +206,10 @@ def verify(name: str, quick: bool, pythons: list[str]) -> None:
         if not run_nox(folder, path, '-s', 'lint', 'types')[0]:
             failed.append('lint or types')
         versions, reasons = pythons or phase.pythons, Counter[str]()
-        say(f'{name}: tests on Python {" and ".join(versions)}, side by side')
         tail = ('--', '-rs', '--quick')[: 2 + quick]
-        sessions = [('-s', f'tests-{version}', *tail) for version in versions]
-        pool = ThreadPoolExecutor(os.cpu_count())
-        done = pool.map(lambda session: run_nox(folder, path, *session), sessions)
-        for version, (passed, counts) in zip(versions, done, strict=True):
+        for version in versions:
+            say(f'{name}: tests on Python {version}')
+            passed, counts = run_nox(folder, path, '-s', f'tests-{version}', *tail)
             if not passed or not counts['passed']:
                 failed.append(f'tests-{version}')
             ran = (counts.pop(key, 0) for key in ('passed', 'skipped', 'seconds'))
