@@ -82,7 +82,7 @@ def test_the_time_it_gets_depends_on_how_far_it_is(handle: Make) -> None:
         interp._arrived = interp._born + 2
         assert interp._deadline() == interp._arrived + _interp.BREAK_TIME
         interp._closed = interp._born + 3
-        assert interp._deadline() == interp._closed + _interp.BREAK_TIME
+        assert interp._deadline() == interp._closed + _interp.CLOSE_TIME
 
     trio.run(main)
 
@@ -103,7 +103,7 @@ def test_one_that_is_closing_is_waited_for_without_looking_again(
     handle: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the end of its line there is nothing to read, only an end to wait for."""
-    monkeypatch.setattr(_interp, 'BREAK_TIME', 0.1)
+    monkeypatch.setattr(_interp, 'CLOSE_TIME', 0.1)
     heard: list[float] = []
     hear = _interp.Interp._hear
 

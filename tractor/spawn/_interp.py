@@ -56,6 +56,7 @@ MAX_MESSAGE: Final = 64 * 1024  # bytes on the control line
 BOOT_TIME: Final = 15.0  # seconds until there is somebody inside who takes orders
 BREAK_TIME: Final = 1.5  # seconds to get out, from when the order has arrived
 DEAF_TIME: Final = 5.0  # seconds for it to arrive; longer is a GIL that C code holds
+CLOSE_TIME: Final = 10.0  # seconds to be finalized; many at once take a while
 LEFT_TIME: Final = 2.0  # seconds for those that an interpreter left behind
 REPORT_TIME: Final = 0.5  # seconds for the inside to tell where it is stuck
 
@@ -352,7 +353,7 @@ class Interp:
         """Return until when it may still get out by itself."""
         ordered = self._first_order or 0
         if self._closed is not None:
-            return max(self._closed, ordered) + BREAK_TIME
+            return max(self._closed, ordered) + CLOSE_TIME
         if self._arrived is not None:
             return self._arrived + BREAK_TIME
         if self._ready is not None:
