@@ -82,7 +82,10 @@ class Terminal:
             start = time.monotonic()
             self.child.sendintr()
             try:
-                self.child.expect(pexpect.EOF, timeout=GONE_WITHIN)
+                try:
+                    self.child.expect(pexpect.EOF, timeout=GONE_WITHIN)
+                except pexpect.TIMEOUT:
+                    pytest.fail(f'it runs on, having printed: {self.child.before}')
             finally:
                 if isinstance(self.child.before, str):
                     self.output += self.child.before
