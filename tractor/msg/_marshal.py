@@ -56,9 +56,8 @@ def dumper(codec: MsgCodec) -> Callable[[Any], bytes]:
         try:
             if HAS_MSGSPEC:
                 data = _decode_any(encode(msg))
-                if (
-                    type(data) is dict
-                ):  # always, unless the sender insists on another type
+                # Only who insists on sending something else has no dict here.
+                if type(data) is dict:
                     data = (*data.values(),)
             else:
                 data = to_plain[type(msg)](msg, hook)

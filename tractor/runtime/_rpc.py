@@ -163,7 +163,12 @@ async def _reply(chan: Channel, msg: Any) -> bool:
 
 
 async def send_last(chan: Any, msg: Any) -> None:
-    """Send also if cancelled; over a channel, or over what only has its `send()`."""
+    """
+    Send also if cancelled; over a channel, or over what only has its `send()`.
+
+    Raises:
+        As `send()` of what it is sent over.
+    """
     if isinstance(chan, Channel):
         await chan.send_last(msg)
         return
