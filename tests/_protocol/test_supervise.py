@@ -426,6 +426,16 @@ def test_a_farewell_after_a_vain_request_is_no_death():
     assert not sup.ended(A, orderly=False)
 
 
+def test_a_request_after_a_vain_one_changes_nothing():
+    """The connection was gone: nothing that was asked later can be why it ended."""
+    sup = supervision(daemons=[A])
+    sup.body_ended(Lost(A))
+    sup.cancel_started()
+    sup.asked(A, reachable=False)
+    sup.asked(A)
+    assert sup.ended(A, orderly=False)
+
+
 def test_a_request_to_an_unknown_child_is_ignored():
     """Any peer may say farewell."""
     sup = supervision()

@@ -145,15 +145,24 @@ class SupervisionMachine(RuleBasedStateMachine):
         if child.error is not None and not child.taken and not self.cancelling:
             self.collect(child, child.error)
         self.sup.asked(child.uid)
-        child.asked = True
+        child.asked = child.asked or not child.lost
 
     @rule(pick=st.integers(0, 9))
     def somebody_asks_a_child(self, pick):
-        """The user, another actor; or the child says farewell."""
+        """The user, or another actor; one that was out of reach was not asked."""
         child = self.choose(pick, lambda c: c.alive)
         if child is not None:
             self.tell_delivered(child)
             self.sup.asked(child.uid)
+            child.asked = child.asked or not child.lost
+
+    @rule(pick=st.integers(0, 9))
+    def child_says_farewell(self, pick):
+        """Somebody had asked it, also one that then was out of reach."""
+        child = self.choose(pick, lambda c: c.alive)
+        if child is not None:
+            self.tell_delivered(child)
+            self.sup.farewell(child.uid)
             child.asked = True
 
     @precondition(lambda self: self.cancelling)

@@ -38,6 +38,11 @@ async def leave_a_thread_behind() -> str:
     return 'done'
 
 
+async def fail_and_leave_a_thread_behind() -> None:
+    await leave_a_thread_behind()
+    raise ValueError('on purpose')
+
+
 async def come(an, portal) -> None:
     """Wait until the error of its main task has come."""
     with trio.fail_after(5):
@@ -90,6 +95,23 @@ def test_error_of_a_child_that_was_interrupted_afterwards(run_tree):
     with pytest.raises(RemoteActorError) as caught:
         run_tree(body)
     assert caught.value.boxed_type is ValueError
+
+
+@no_signals
+def test_error_of_a_child_that_is_still_ending(run_tree):
+    """It has said farewell, but a thread keeps its process when the body fails."""
+
+    async def body(an):
+        portal = await an.run_in_actor(fail_and_leave_a_thread_behind)
+        await come(an, portal)
+        os.kill(process_of(an, portal), signal.SIGINT)
+        with trio.fail_after(5):
+            while portal.chan.aid.uid not in an._farewells:
+                await trio.lowlevel.checkpoint()
+        raise KeyError('of the body')
+
+    with pytest.RaisesGroup(KeyError, RemoteActorError):
+        run_tree(body)
 
 
 def test_interrupt_raised_by_the_main_task(run_tree):

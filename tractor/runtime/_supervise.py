@@ -306,6 +306,10 @@ class ActorNursery:
 
     def _child_farewell(self, uid: Uid) -> None:
         self._farewells.add(uid)
+        portal = self._children[uid][2] if uid in self._children else None
+        # A main task that was cancelled may be so by whoever asked the child to end.
+        if not isinstance(_delivered_error(portal), ContextCancelled):
+            self._tell_delivered(uid)
         self._sup.farewell(uid)
 
     def _child_lost(self, chan: Channel, by_us: bool) -> None:
