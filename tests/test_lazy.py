@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from types import ModuleType
 
 import pytest
+import trio
 
 from tractor._lazy import lazy_exports
 
@@ -25,10 +27,14 @@ def package(tmp_path, monkeypatch):
         f"    'sub': '{NAME}.sub',\n"
         f"    '_private': '{NAME}._impl:_private',\n"
         f"    'gone': '{NAME}._impl:gone',\n"
+        f"    'interrupted': '{NAME}.interrupted:end',\n"
         '})\n'
     )
     (folder / '_impl.py').write_text('class Thing: pass\nother = 2\n_private = 3\n')
     (folder / 'sub.py').write_text('here = True\n')
+    (folder / 'interrupted.py').write_text(
+        'import signal\nsignal.raise_signal(signal.SIGINT)\nend = True\n'
+    )
     monkeypatch.syspath_prepend(tmp_path)
     pkg = __import__(NAME)
     yield pkg
@@ -85,7 +91,7 @@ def test_stale_entry_names_the_module_it_expects(package):
 def test_dir_and_all(package):
     """`dir()` lists all names, `__all__` the public ones in order."""
     assert {'thing', 'sub', '_private', '__name__'} <= set(dir(package))
-    assert package.__all__ == ['thing', 'other', 'sub', 'gone']
+    assert package.__all__ == ['thing', 'other', 'sub', 'gone', 'interrupted']
 
 
 def test_star_import_binds_public_names(monkeypatch):
@@ -99,3 +105,22 @@ def test_star_import_binds_public_names(monkeypatch):
     exec('from lazy_star import *', scope)
     assert {'sqrt', 'path'} <= set(scope)
     assert '_hidden' not in scope
+
+
+def test_interrupt_in_a_trio_run_waits_until_a_module_is_loaded(package):
+    """Then it comes at the next checkpoint, and the module is whole."""
+
+    async def main():
+        assert package.interrupted
+        with pytest.raises(KeyboardInterrupt):
+            await trio.lowlevel.checkpoint()
+
+    trio.run(main)
+
+
+def test_interrupt_outside_of_a_run_is_raised_at_once(package):
+    """Python's own handler knows no protection."""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        _ = package.interrupted
+    assert package.thing

@@ -3,7 +3,9 @@ Export tables of packages whose names load at first use.
 
 A package's `__init__` lists its public names and where each lives; nothing is
 imported until a name is asked for, and then it is kept in the package's
-globals, so that `__getattr__` runs once per name.  Every `__init__` of this
+globals, so that `__getattr__` runs once per name.  A Ctrl-C in a trio run has to
+wait until a module is loaded: the import system has weakref callbacks, and an
+interrupt raised in one of those is printed and lost.  Every `__init__` of this
 project uses it:
 
     __getattr__, __dir__, __all__ = lazy_exports(__name__, {
@@ -39,10 +41,11 @@ def lazy_exports(
         target = table.get(name)
         if target is None:
             raise AttributeError(f'module {module_name!r} has no attribute {name!r}')
-        path, _, attribute = target.partition(':')
-        value: Any = import_module(path, module_name)
-        if attribute:
-            value = getattr(value, attribute)
+        # Loading trio only to protect from it what may run without it takes too long.
+        lowlevel = sys.modules.get('trio.lowlevel')
+        if (protect := getattr(lowlevel, 'enable_ki_protection', None)) is not None:
+            protect(_load)
+        value = _load(target, module_name)
         vars(sys.modules[module_name])[name] = value
         return value
 
@@ -50,3 +53,9 @@ def lazy_exports(
         return sorted({*vars(sys.modules[module_name]), *table})
 
     return getattr_lazily, dir_lazily, [n for n in table if not n.startswith('_')]
+
+
+def _load(target: str, package: str) -> Any:
+    path, _, attribute = target.partition(':')
+    module = import_module(path, package)
+    return getattr(module, attribute) if attribute else module

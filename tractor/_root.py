@@ -157,6 +157,7 @@ def _check_debug_backend() -> None:
         )
 
 
+@trio.lowlevel.enable_ki_protection
 def _settle(
     registry_addrs: list[Any] | None,
     enable_transports: list[str] | None,
@@ -189,6 +190,7 @@ def _select_backend(start_method: str | None) -> None:
         _spawn.try_set_start_method(key)  # type: ignore[arg-type]
 
 
+@trio.lowlevel.enable_ki_protection
 def _make_actor(
     election: Election[Address], *, modules: list[str], loglevel: str | None
 ) -> Actor:

@@ -91,3 +91,39 @@ async def main():
         + RUN
     )
     check(done)
+
+
+def test_modules_load_under_protection(run_program):
+    """What the runtime imports in a run cannot be where a Ctrl-C is lost."""
+    done = run_program(
+        """
+import os
+import sys
+
+package = os.path.dirname(tractor.__file__)
+found = []
+unprotected = []
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        frame = sys._getframe(1)
+        while 'importlib' in frame.f_code.co_filename:
+            frame = frame.f_back
+        if frame.f_code.co_filename.startswith(package):
+            found.append(name)
+            if not trio.lowlevel.currently_ki_protected():
+                unprotected.append(name)
+
+async def main():
+    async with tractor.open_nursery(registry_addrs=[REG_ADDR], loglevel='error') as an:
+        portal = await an.start_actor('child')
+        await portal.cancel_actor()
+
+if __name__ == '__main__':
+    sys.meta_path.insert(0, Watch())
+    trio.run(main)
+    assert 'tractor._root' in found
+    print(unprotected)
+"""
+    )
+    assert done.stdout == '[]\n', done.stdout + done.stderr

@@ -49,6 +49,7 @@ def _is_local_addr(addr: AnyAddress, own_hosts: Collection[str] | None = None) -
     return wrap_address(addr).unwrap()[0] in own_hosts
 
 
+@trio.lowlevel.enable_ki_protection
 def _needs_own_hosts(addr: AnyAddress) -> bool:
     """Tell whether it takes this host's addresses to know where `addr` is."""
     wrapped = wrap_address(addr)

@@ -13,7 +13,7 @@ import inspect
 import uuid as _uuid
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -622,12 +622,17 @@ async def open_nursery(
         async with _supervise(actor) as an:
             yield an
         return
-    from .._root import open_root_actor  # builds on this module
-
     try:
-        async with open_root_actor(**kwargs) as root:
+        async with _root_opener()(**kwargs) as root:
             async with _supervise(root) as an:
                 an._implicit_runtime_started = True
                 yield an
     finally:
         log.info(_shutdown_msg)
+
+
+@trio.lowlevel.enable_ki_protection
+def _root_opener() -> Callable[..., AbstractAsyncContextManager[Actor]]:
+    from .._root import open_root_actor  # builds on this module
+
+    return open_root_actor

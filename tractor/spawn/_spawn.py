@@ -83,6 +83,7 @@ def try_set_start_method(key: SpawnMethodKey) -> BaseContext | None:
     return ctx
 
 
+@trio.lowlevel.enable_ki_protection
 def choose(key: str | None) -> SpawnMethodKey:
     """
     Return the backend of a new child.

@@ -127,6 +127,7 @@ def _judge(
     return None
 
 
+@trio.lowlevel.enable_ki_protection
 def _start(parent: Actor, subactor: Actor, parent_addr: Any, gil: Gil) -> Interp:
     """Start the thread and return its handle; connecting back is not awaited."""
     # On interpreters that do not have it, this module can still tell so.
