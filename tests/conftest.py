@@ -267,9 +267,16 @@ class Holdings:
                     yield f'shared memory {path}', remover(path)
 
     def is_foreign(self, path: Path) -> bool:
-        """Tell whether a process maps it that was there before, other than this one."""
-        for name in self.pids:
-            if name.isdigit() and int(name) != os.getpid():
+        """
+        Tell whether a process maps it that cannot be from this test.
+
+        It was there before, or is of another process group, as a suite beside this one.
+        """
+        group = os.getpgrp()
+        for name in listed(PROC):
+            if not name.isdigit() or int(name) == os.getpid():
+                continue
+            if name in self.pids or parent_and_group(name)[1] != group:
                 with contextlib.suppress(OSError):
                     if str(path) in (PROC / name / 'maps').read_text(errors='replace'):
                         return True
