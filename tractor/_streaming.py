@@ -12,7 +12,7 @@ import inspect
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import trio
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .trionics import BroadcastReceiver
 
 log = get_logger()
+
+_NOTHING: Final = object()
 
 
 class MsgStream(trio.abc.Channel[Any]):
@@ -115,27 +117,14 @@ class MsgStream(trio.abc.Channel[Any]):
             TransportClosed: The connection is gone and all that came was read.
             MsgTypeError: The payload is not of the context's type.
         """
-        ctx = self._ctx
-        box = self._rx_chan
-        data = box._state.data
-        if not ctx._is_broken_off:
+        if not self._ctx._is_broken_off:
             await trio.lowlevel.checkpoint_if_cancelled()
-        while True:
-            if ctx._remote_error is not None:
-                raise ctx._remote_error
-            if self._eoc is not False or self._closed is not False:
-                self._raise_if_ended()
-            if data:
-                return self._open(box._state.take())
-            if ctx._return_msg is not None:
-                raise self._end(Stop(ctx.cid))
-            if ctx._lost is not None:
-                raise ctx._lost
-            if ctx._is_over:
-                raise trio.ClosedResourceError(
-                    f'the context of this stream is over: {ctx.repr_state}'
-                )
-            await box.park()
+        while (data := self._take()) is _NOTHING:
+            await self._rx_chan.park()
+            if self._broadcaster is not None:
+                # It was made meanwhile, and what comes next is for all subscribers.
+                return await self._broadcaster.receive()
+        return data
 
     def receive_nowait(self, expect_msg: type[Any] = Yield) -> Any:
         """
@@ -144,11 +133,49 @@ class MsgStream(trio.abc.Channel[Any]):
         Raises:
             trio.WouldBlock: None is queued.  Otherwise as `receive()`.
         """
+        broadcaster = self._broadcaster
+        if broadcaster is None:
+            data = self._take()
+        else:
+            try:
+                return broadcaster.receive_nowait()
+            except trio.WouldBlock:
+                if broadcaster._state.recv_ready is not None:
+                    raise  # the next message goes to who waits for it
+            data = self._take()
+            if data is not _NOTHING:
+                broadcaster._state.publish(data, broadcaster.key)
+        if data is _NOTHING:
+            raise trio.WouldBlock
+        return data
+
+    async def _pull(self) -> Any:
+        """Return the next payload for the broadcaster to share, as `receive()`."""
+        if not self._ctx._is_broken_off:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        while (data := self._take()) is _NOTHING:
+            await self._rx_chan.park()
+        return data
+
+    def _take(self) -> Any:
+        """Return the next payload, or `_NOTHING`; raise what ends the stream."""
         ctx = self._ctx
         if ctx._remote_error is not None:
             raise ctx._remote_error
-        self._raise_if_ended()
-        return self._open(self._rx_chan.receive_nowait())
+        if self._eoc is not False or self._closed is not False:
+            self._raise_if_ended()
+        state = self._rx_chan._state
+        if state.data:
+            return self._open(state.take())
+        if ctx._return_msg is not None:
+            raise self._end(Stop(ctx.cid))
+        if ctx._lost is not None:
+            raise ctx._lost
+        if ctx._is_over:
+            raise trio.ClosedResourceError(
+                f'the context of this stream is over: {ctx.repr_state}'
+            )
+        return _NOTHING
 
     def _open(self, msg: Any) -> Any:
         """Return a queued message's payload, or raise what it means."""
@@ -197,9 +224,10 @@ class MsgStream(trio.abc.Channel[Any]):
             self._broadcaster = broadcast_receiver(
                 self,  # type: ignore[arg-type]
                 self._rx_chan._state.max_buffer_size,
-                receive_afunc=self.receive,
+                receive_afunc=self._pull,
             )
             self.receive = self._broadcaster.receive  # type: ignore[assignment, method-assign]
+            self._rx_chan.wake_all()  # who waits in the stream itself
         async with self._broadcaster.subscribe() as receiver:
             receiver.send = self.send
             yield receiver

@@ -501,6 +501,79 @@ def test_every_subscriber_gets_every_message(run_tree):
     run_tree(body)
 
 
+def test_task_that_waits_already_becomes_a_subscriber(run_tree):
+    """The first `subscribe()` finds another task in the stream's own loop."""
+
+    async def body(an):
+        portal = await start(an)
+        received = {'handle': [], 'subscriber': []}
+
+        async def read(name, source):
+            async for number in source:
+                received[name].append(number)
+
+        async with portal.open_context(echo) as (ctx, _):
+            async with ctx.open_stream() as stream:
+                async with trio.open_nursery() as tn:
+                    tn.start_soon(read, 'handle', stream)
+                    await trio.testing.wait_all_tasks_blocked()
+                    async with stream.subscribe() as reader:
+                        for number in range(5):
+                            await stream.send(number)
+                        await ctx.send_stop()
+                        await read('subscriber', reader)
+        assert received == {'handle': [*range(5)], 'subscriber': [*range(5)]}
+        await an.cancel()
+
+    run_tree(body)
+
+
+def test_message_taken_without_waiting_reaches_the_subscribers(run_tree):
+    """The stream's own `receive_nowait()` is that of a subscriber, too."""
+
+    async def body(an):
+        portal = await start(an)
+        async with portal.open_context(echo) as (ctx, _):
+            async with ctx.open_stream() as stream, stream.subscribe() as reader:
+                with pytest.raises(trio.WouldBlock):
+                    stream.receive_nowait()
+                await stream.send(1)
+                with trio.fail_after(5):
+                    while not len(stream._rx_chan):
+                        await trio.lowlevel.checkpoint()
+                assert stream.receive_nowait() == 1
+                assert reader.receive_nowait() == 1
+                await stream.send(2)
+                assert await reader.receive() == 2
+                assert stream.receive_nowait() == 2
+        await an.cancel()
+
+    run_tree(body)
+
+
+def test_taking_without_waiting_tells_that_the_peer_is_lost(run_tree):
+    """Not that there is nothing yet: a loop that polls would never end."""
+
+    async def body(an):
+        portal = await start(an)
+        lost = TransportClosed('as if the connection had been cut')
+
+        async def take():
+            async with portal.open_context(echo) as (ctx, _):
+                async with ctx.open_stream() as stream:
+                    with pytest.raises(trio.WouldBlock):
+                        stream.receive_nowait()
+                    ctx._peer_lost(lost)
+                    stream.receive_nowait()
+
+        with pytest.raises(TransportClosed) as caught:
+            await take()
+        assert caught.value is lost
+        await an.cancel()
+
+    run_tree(body)
+
+
 def test_subscriber_that_leaves_is_forgotten(run_tree):
     """Others are not slowed down by who is gone."""
 

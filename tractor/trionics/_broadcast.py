@@ -235,6 +235,10 @@ class BroadcastReceiver[T](ReceiveChannel[T]):
         try:
             with trio.CancelScope() as scope:
                 self._pulls.add(scope)
+                if len(state.subs) > 1:
+                    # A source that has values ready need not yield: the others get a
+                    # turn for each value, or they would all lag behind a burst.
+                    await trio.lowlevel.checkpoint()
                 value = await self._recv()
                 state.publish(value, key)
         except trio.EndOfChannel:
