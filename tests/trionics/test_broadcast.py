@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections import deque
 from functools import partial
 
 import pytest
@@ -53,34 +52,6 @@ def test_every_subscriber_gets_every_value():
         assert await first.receive() == 2
 
     run(main)
-
-
-def test_source_that_never_waits_outruns_nobody():
-    """Who pulls lets the others take a value before it pulls the next one."""
-    values = deque(range(20))
-
-    async def take() -> int:
-        if not values:
-            raise trio.EndOfChannel
-        return values.popleft()
-
-    received: list[list[int]] = [[] for _ in range(5)]
-
-    async def read(receiver, into):
-        async for value in receiver:
-            into.append(value)
-
-    async def main():
-        _, first = make(window=2)
-        state = first._state
-        readers = [BroadcastReceiver(first._rx, state, take) for _ in received]
-        await first.aclose()
-        async with trio.open_nursery() as tn:
-            for reader, into in zip(readers, received, strict=True):
-                tn.start_soon(read, reader, into)
-
-    run(main)
-    assert received == [list(range(20))] * 5
 
 
 def test_ends_reach_every_subscriber_after_its_values():

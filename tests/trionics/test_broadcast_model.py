@@ -7,6 +7,8 @@ the number of its next value, and may be `window` behind the newest.
 
 from __future__ import annotations
 
+from collections import deque
+
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -210,3 +212,32 @@ def test_consumers_see_every_value_or_a_lag(
         assert list(first._state.subs) == [first.key]
 
     trio.run(main)
+
+
+def test_source_that_never_waits_outruns_nobody():
+    """Who pulls lets the others take a value before it pulls the next one."""
+    values = deque(range(20))
+
+    async def take() -> int:
+        if not values:
+            raise trio.EndOfChannel
+        return values.popleft()
+
+    received: list[list[int]] = [[] for _ in range(5)]
+
+    async def read(receiver, into):
+        async for value in receiver:
+            into.append(value)
+
+    async def main():
+        _, source = trio.open_memory_channel[int](0)
+        first = broadcast_receiver(source, 2, receive_afunc=take)
+        readers = [join(first) for _ in received]
+        await first.aclose()
+        with trio.fail_after(5):
+            async with trio.open_nursery() as tn:
+                for reader, into in zip(readers, received, strict=True):
+                    tn.start_soon(read, reader, into)
+
+    trio.run(main)
+    assert received == [list(range(20))] * 5
