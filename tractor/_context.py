@@ -441,12 +441,14 @@ class Context:
         if self._dialog.is_final:
             return
         is_owner = trio.lowlevel.current_task() is self._task
-        self._owner_in_cancel = is_owner
+        if is_owner:  # which another task that cancels as well does not change
+            self._owner_in_cancel = True
         try:
             with trio.move_on_after(timeout, shield=True) as cs:
                 await self._portal._cancel_task(self.cid)
         finally:
-            self._owner_in_cancel = False
+            if is_owner:
+                self._owner_in_cancel = False
         if cs.cancelled_caught:
             log.cancel('%s: no cancel ack within %g s', self.cid, timeout)
         elif not self._dialog.is_final:

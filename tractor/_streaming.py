@@ -160,11 +160,12 @@ class MsgStream(trio.abc.Channel[Any]):
     def _take(self) -> Any:
         """Return the next payload, or `_NOTHING`; raise what ends the stream."""
         ctx = self._ctx
-        if ctx._remote_error is not None:
+        state = self._rx_chan._state
+        # The error of a one-way stream comes in its place; a context it interrupts.
+        if ctx._remote_error is not None and (ctx._scope is not None or not state.data):
             raise ctx._remote_error
         if self._eoc is not False or self._closed is not False:
             self._raise_if_ended()
-        state = self._rx_chan._state
         if state.data:
             return self._open(state.take())
         if ctx._return_msg is not None:

@@ -21,6 +21,7 @@ from .._exceptions import StreamOverrun, TransportClosed
 from .._protocol.inbox import Fate
 from ..log import get_logger
 from ..msg.types import CancelAck, Error, Start, Stop
+from ._endpoint import Kind, kind_of
 from ._rpc import GONE, _invoke, name_of, register
 from ._state import current_actor
 
@@ -89,20 +90,39 @@ def _report_end(actor: Actor, err: TransportClosed) -> None:
 
 
 def _cut_off(actor: Actor, chan: Channel, cause: BaseException | None) -> None:
-    """Wake every task that waits on the channel, cancel those that serve it."""
+    """
+    Wake every task that waits on the channel, cancel those that serve a dialog on it.
+
+    A plain function runs on, as it was accepted to; only its answer is lost.
+    """
     peer = chan.aid
     actor._child_is_cut_off(chan, by_us=_closed_here(cause))
     source = getattr(cause, 'src_exc', None) or cause
     lost = lost_peer(None if peer is None else peer.uid, chan.raddr, source)
     chan._lost = lost
+    served = {
+        ctx: func
+        for (owner, _), (ctx, func, _done) in actor._rpc_tasks.items()
+        if owner is chan
+    }
     for ctx in [c for (owner, _), c in actor._contexts.items() if owner is chan]:
-        ctx._peer_lost(lost)
-    for (owner, _), (ctx, func, _done) in list(actor._rpc_tasks.items()):
-        if owner is chan and ctx._scope is not None:
+        if ctx not in served or not _runs_on(actor, served[ctx]):
+            ctx._peer_lost(lost)
+    for ctx, func in served.items():
+        if ctx._scope is not None and not _runs_on(actor, func):
             log.runtime('requester of %s is gone, cancelling it', name_of(func))
             if ctx._canceller is None and peer is not None:
                 ctx._canceller = peer.uid
             ctx._scope.cancel()
+
+
+def _runs_on(actor: Actor, func: Any) -> bool:
+    """Whether it is a user's function which does not talk to its requester."""
+    try:
+        kind = kind_of(func)
+    except TypeError:  # which its own task will say
+        return False
+    return kind is Kind.PLAIN and getattr(func, '__self__', None) is not actor
 
 
 class ProtocolViolation(Exception):
@@ -192,6 +212,8 @@ async def _overrun(actor: Actor, chan: Channel, ctx: Context, msg: Any) -> None:
     peer to read the answers, which is nobody's fault for a short time.
     """
     box = ctx._rx_chan
+    if box.overran:  # the sender has been told, and may not have read it yet
+        return
     idle = 0
     limit = trio.current_time() + CONGESTED
     while idle < PATIENCE or box.has_waking_reader:
@@ -202,11 +224,10 @@ async def _overrun(actor: Actor, chan: Channel, ctx: Context, msg: Any) -> None:
         idle = idle + 1 if len(box) >= before else 0
         if ctx._take_yield(msg) is not Fate.OVERRUN:
             return
-    if box.overran:  # the sender has been told, and may not have read it yet
-        return
     box.overran = True
     peer = chan.aid
     size = box._state.max_buffer_size
+    box._state.max_buffer_size = 0  # what comes next would leave a gap
     error = StreamOverrun(
         f'the inbound queue of context {ctx.cid} ({ctx._nsf}) in actor '
         f'{actor.aid.uid!r} is full: {size} messages wait unread. Read faster, or open '

@@ -207,11 +207,19 @@ class Portal:
             TransportClosed: The connection was lost first.
         """
         try:
-            return await self._pull_result()
-        finally:
-            main = self._main
-            if main is not None and main.has_outcome and self._taken is not None:
-                self._taken()
+            result = await self._pull_result()
+        except BaseException as err:
+            if self._main is not None and err is self._main._remote_error:
+                self._note_taken()
+            raise
+        self._note_taken()
+        return result
+
+    def _note_taken(self) -> None:
+        """The user has seen what the main task came to."""
+        main = self._main
+        if main is not None and main.has_outcome and self._taken is not None:
+            self._taken()
 
     async def _pull_result(self) -> Any:
         """Wait for the main task on behalf of the nursery, not of the user."""
@@ -241,7 +249,7 @@ class Portal:
         may outlive the ack.
 
         Args:
-            timeout: Seconds to wait; `None` means `Portal.cancel_timeout`.
+            timeout: Seconds to wait; `None` or 0 means `Portal.cancel_timeout`.
             raise_on_timeout: Raise at the deadline instead of returning `False`.
         Returns:
             `True` on ack; `False` if the peer was gone, left or stayed silent.
@@ -255,7 +263,7 @@ class Portal:
             return False
         chan._cancel_called = True
         self.actor._child_is_asked(chan)
-        limit = self.cancel_timeout if timeout is None else timeout
+        limit = timeout or self.cancel_timeout
         with trio.move_on_after(limit, shield=True):
             try:
                 await self._call('self', 'cancel', {}, is_cancel=True)
@@ -314,9 +322,6 @@ class Portal:
         self._streams.add(stream)
         try:
             yield stream
-        except trio.EndOfChannel as end:
-            if end is not stream._eoc:
-                raise
         finally:
             self._streams.discard(stream)
             stream._end()

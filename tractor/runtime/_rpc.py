@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from .._boxing import pack_error
-from .._exceptions import ContextCancelled, InternalError, TransportClosed
+from .._exceptions import (
+    ContextCancelled,
+    InternalError,
+    RemoteActorError,
+    StreamOverrun,
+    TransportClosed,
+)
 from .._protocol.verdict import Ended, Ship, ship
 from ..ipc._chan import Channel
 from ..log import get_logger
@@ -169,7 +175,7 @@ async def send_last(chan: Any, msg: Any) -> None:
     Raises:
         As `send()` of what it is sent over.
     """
-    if isinstance(chan, Channel):
+    if issubclass(type(chan), Channel):  # not what only looks like one
         await chan.send_last(msg)
         return
     with trio.CancelScope(shield=True):
@@ -220,11 +226,11 @@ async def _run_generator(
                     return
     except BaseException as err:
         if _all_cancelled(err):
-            await _say_last(chan, Stop(cid=cid))
+            await _say_end(ctx, chan, cid, func)
             raise
         await _failed(ctx, chan, cid, func, err, reachable)
         return
-    await _reply(chan, Stop(cid=cid))
+    await _say_end(ctx, chan, cid, func)
 
 
 async def _run_stream(
@@ -243,7 +249,28 @@ async def _run_stream(
             raise
         await _failed(ctx, chan, cid, func, err, reachable)
         return
-    await _reply(chan, Stop(cid=cid))
+    await _say_end(ctx, chan, cid, func)
+
+
+async def _say_end(ctx: Context, chan: Channel, cid: str, func: Any) -> None:
+    """Tell that a one-way stream is complete, or that its reader refused a part."""
+    refused = _reason(ctx)
+    if refused is None:
+        await _say_last(chan, Stop(cid=cid))
+    else:
+        await _ship_error(chan, refused, cid, func)
+
+
+def _reason(ctx: Context) -> BaseException | None:
+    """Return the caller's error that ended a task; a wish to cancel says more."""
+    error: BaseException | None = getattr(ctx, '_remote_error', None)
+    if (
+        isinstance(error, RemoteActorError)
+        and error.boxed_type is StreamOverrun
+        and ctx._cancel_msg is not None
+    ):
+        return None
+    return error
 
 
 async def _run_context(
@@ -284,7 +311,8 @@ async def _run_context(
     finally:
         ctx._end()
         ctx._scope = outer  # which a cancel request finds while the answer is sent
-    match ship(ended, ctx._remote_error is not None):
+    reason = _reason(ctx)
+    match ship(ended, reason is not None):
         case Ship.RESULT:
             ctx._result = result
             if reachable and chan.connected():
@@ -294,8 +322,8 @@ async def _run_context(
             ctx._local_error = error
             await _failed(ctx, chan, cid, func, error, reachable)
         case Ship.REMOTE_ERROR:
-            assert ctx._remote_error is not None
-            await _failed(ctx, chan, cid, func, ctx._remote_error, reachable)
+            assert reason is not None
+            await _failed(ctx, chan, cid, func, reason, reachable)
         case Ship.CANCELLED:
             await _answer_cancelled(ctx, chan, cid, func)
 
@@ -412,6 +440,9 @@ async def _ship_error(chan: Channel, err: BaseException, cid: str, func: Any) ->
 
 async def _answer_cancelled(ctx: Context, chan: Channel, cid: str, func: Any) -> None:
     """Tell the requester that its task was cancelled, and by whom."""
+    if (reason := _reason(ctx)) is not None:
+        await _ship_error(chan, reason, cid, func)
+        return
     actor = ctx._actor
     own = actor.aid.uid
     by_itself = ctx._cancel_called and ctx.side == 'child'

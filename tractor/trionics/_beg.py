@@ -12,7 +12,7 @@ and by applications.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import asynccontextmanager
 from typing import Final, Literal, NoReturn
 
@@ -79,13 +79,27 @@ def strip(exc: BaseException) -> BaseException:
     """
     Take off groups with one member from the outside: nurseries put them there.
 
+    What several tasks met and raised, one and the same exception, is one member.
+
     Returns:
         The only leaf, with its note, or the outermost group with several members.
     """
     inner = exc
     while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
         inner = inner.exceptions[0]
-    return inner if isinstance(inner, BaseExceptionGroup) else collapse(exc)
+    if not isinstance(inner, BaseExceptionGroup):
+        return collapse(exc)
+    first, *others = _leaves(inner)
+    return inner if any(leaf is not first for leaf in others) else first
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    """Give every exception of a possible group that is no group itself."""
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield exc
 
 
 def raise_as_is(exc: BaseException) -> NoReturn:
