@@ -110,8 +110,8 @@ async def open_root_actor(
         _gil_mode(subint_gil),
         _builtin_breakpoint_blocked(),
     ):
-        registries, transports = _settle(
-            registry_addrs, enable_transports, start_method
+        registries, transports, level = _settle(
+            registry_addrs, enable_transports, start_method, loglevel
         )
         if rpc_module_paths:
             warnings.warn(
@@ -128,7 +128,7 @@ async def open_root_actor(
             ensure_registry=ensure_registry,
             name=name,
         )
-        make_actor = partial(_make_actor, modules=modules, loglevel=loglevel)
+        make_actor = partial(_make_actor, modules=modules, level=level)
         apply_all()
         async with _run_elected(elect, make_actor, debug_filter) as actor:
             boot.end()
@@ -162,21 +162,29 @@ def _settle(
     registry_addrs: list[Any] | None,
     enable_transports: list[str] | None,
     start_method: str | None,
-) -> tuple[list[Address], list[str]]:
-    """Settle backend, registry addresses and transports; return the last two."""
+    loglevel: str | None,
+) -> tuple[list[Address], list[str], str]:
+    """Settle transports, log level, backend and registry addresses, in this order."""
     if enable_transports is None:
         enable_transports = _state._runtime_vars['_enable_tpts']
     transports = check_transports(enable_transports)
     for key in transports:
         get_address_cls(key)
+    level = (_state.env_loglevel() or loglevel or _log._default_loglevel).upper()
+    _log.get_console_log(level, name='tractor')
+    if os.environ.get('TRACTOR_ENABLE_STACKSCOPE'):
+        log.warning(
+            'TRACTOR_ENABLE_STACKSCOPE is set, but this release cannot dump task '
+            'trees: SIGUSR1 ends an actor'
+        )
+    _select_backend(start_method)
     registries = [
         wrap_address(addr) for addr in registry_addrs or default_lo_addrs(transports)
     ]
     check_registry_protos(registries, transports)
-    _select_backend(start_method)
     _state._runtime_vars['_enable_tpts'] = transports
     _state._runtime_vars['_is_root'] = True
-    return registries, transports
+    return registries, transports, level
 
 
 def _select_backend(start_method: str | None) -> None:
@@ -192,10 +200,8 @@ def _select_backend(start_method: str | None) -> None:
 
 @trio.lowlevel.enable_ki_protection
 def _make_actor(
-    election: Election[Address], *, modules: list[str], loglevel: str | None
+    election: Election[Address], *, modules: list[str], level: str
 ) -> Actor:
-    level = (_state.env_loglevel() or loglevel or _log._default_loglevel).upper()
-    _log.get_console_log(level, name='tractor')
     kind = Actor
     if election.is_registrar:
         from .discovery._registry import Registrar  # one actor of a tree needs it
@@ -265,8 +271,13 @@ async def _run_root(
             try:
                 yield
             except (Exception, BaseExceptionGroup) as err:
-                if debug_filter(err):
-                    await _report_crash(err)
+                shown = debug_filter(err) and await _hooks.post_mortem(err)
+                if not shown and _is_crash(err):
+                    # The traceback follows from whoever catches it.
+                    log.error(
+                        'Root actor crashed: %s\n ^^^ raised to its caller ^^^',
+                        type(err).__name__,
+                    )
                 raise
             finally:
                 with trio.CancelScope(shield=True):
@@ -281,14 +292,6 @@ async def _run_root(
         _state._current_actor = None
         _state._last_actor_terminated = actor
         log.info('Root actor terminated')
-
-
-async def _report_crash(err: BaseException) -> None:
-    if not await _hooks.post_mortem(err):
-        # The traceback follows from whoever catches it, or from the interpreter.
-        log.error(
-            'Root actor crashed: %s\n ^^^ raised to its caller ^^^', type(err).__name__
-        )
 
 
 @contextmanager

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import subprocess
 
+import pytest
+
+no_signals = pytest.mark.skipon_spawn_backend(
+    'subint', reason='every child is a process that gets the signal'
+)
+
 
 def check(done: subprocess.CompletedProcess[str]) -> None:
     """The program ended by itself, and as one that was interrupted."""
@@ -127,3 +133,55 @@ if __name__ == '__main__':
 """
     )
     assert done.stdout == '[]\n', done.stdout + done.stderr
+
+
+@no_signals
+@pytest.mark.parametrize('where', ['join', 'body', 'calls'])
+def test_interrupt_of_all_processes_is_one_interrupt(run_program, where):
+    """What the children make of theirs is not raised beside it."""
+    done = run_program(
+        """
+import os
+import signal
+import sys
+
+os.setpgrp()
+
+async def be_busy():
+    while True:
+        sum(range(20_000))
+        await trio.lowlevel.checkpoint()
+
+async def main():
+    where = sys.argv[1]
+    async with tractor.open_nursery(registry_addrs=[REG_ADDR]) as an:
+        for number in range(3):
+            task = be_busy if number else trio.sleep_forever
+            await an.run_in_actor(task, name=f'child_{number}')
+        daemon = await an.start_actor('daemon', enable_modules=[__name__])
+
+        async def interrupt():
+            if where != 'join':
+                os.killpg(0, signal.SIGINT)
+                return
+            await an._join_procs.wait()
+            for _, proc, _ in an._children.values():
+                os.kill(proc.pid, signal.SIGINT)
+            with trio.fail_after(5):
+                while not an._sup.errors:
+                    await trio.lowlevel.checkpoint()
+            signal.raise_signal(signal.SIGINT)
+
+        trio.lowlevel.spawn_system_task(interrupt)
+        if where == 'calls':
+            async with trio.open_nursery() as tn:
+                tn.start_soon(daemon.run, be_busy)
+                tn.start_soon(daemon.run, be_busy)
+                await trio.sleep_forever()
+        if where == 'body':
+            await trio.sleep_forever()
+"""
+        + RUN,
+        where,
+    )
+    check(done)

@@ -250,17 +250,20 @@ class Supervision:
             is_cancelled: The class of a cancellation, which yields to any error.
         """
         own = self.own_error
+        children = self.errors
         if own is not None:
             own = self._without_symptoms(own)
+        if own is not None and any(map(_is_interrupt, _leaves(own))):
+            own = _without(own, lambda exc: self._is_echo(exc)) or own
+            children = {
+                uid: exc for uid, exc in children.items() if not self._is_echo(exc)
+            }
         told = set() if own is None else {id(leaf) for leaf in _leaves(own)}
-        children = [exc for exc in self.errors.values() if id(exc) not in told]
-        if (
-            children
-            and own is not None
-            and _is_only(own, lambda exc: isinstance(exc, is_cancelled))
+        found = [exc for exc in children.values() if id(exc) not in told]
+        if own is not None and not (
+            found and _is_only(own, lambda exc: isinstance(exc, is_cancelled))
         ):
-            own = None
-        found = children if own is None else [own, *children]
+            found.insert(0, own)
         if len(found) < 2:
             return found[0] if found else None
         return BaseExceptionGroup(GROUP_MESSAGE, found)
@@ -275,14 +278,33 @@ class Supervision:
                 death = self.errors[leaf.peer]  # type: ignore[attr-defined]
                 if death.__cause__ is None:
                     death.__cause__ = leaf
-        if not isinstance(own, BaseExceptionGroup):
-            return None if is_symptom(own) else own
-        rest: BaseException | None = own.split(
-            lambda exc: not isinstance(exc, BaseExceptionGroup) and is_symptom(exc)
-        )[1]
-        while isinstance(rest, BaseExceptionGroup) and len(rest.exceptions) == 1:
-            rest = rest.exceptions[0]
-        return rest
+        return _without(own, is_symptom)
+
+    def _is_echo(self, exc: BaseException) -> bool:
+        """Whether a child tells of a Ctrl-C, which every process of a terminal gets."""
+        uid = getattr(exc, 'src_uid', None)
+        return uid in self.children and (
+            getattr(exc, 'canceller', None) == uid
+            or getattr(exc, 'boxed_type_str', None) == 'KeyboardInterrupt'
+        )
+
+
+def _without(
+    exc: BaseException, rule: Callable[[BaseException], bool]
+) -> BaseException | None:
+    """Return what is left of a possible group without the leaves that a rule names."""
+    if not isinstance(exc, BaseExceptionGroup):
+        return None if rule(exc) else exc
+    rest: BaseException | None = exc.split(
+        lambda inner: not isinstance(inner, BaseExceptionGroup) and rule(inner)
+    )[1]
+    while isinstance(rest, BaseExceptionGroup) and len(rest.exceptions) == 1:
+        rest = rest.exceptions[0]
+    return rest
+
+
+def _is_interrupt(exc: BaseException) -> bool:
+    return isinstance(exc, KeyboardInterrupt)
 
 
 def _is_symptom_of(*uids: Uid) -> Callable[[BaseException], bool]:

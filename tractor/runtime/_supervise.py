@@ -167,7 +167,11 @@ class ActorNursery:
                 DeprecationWarning,
                 stacklevel=2,
             )
+        if not isinstance(name, str):
+            raise TypeError(f'the name of an actor is a str, not {name!r}')
         _refuse_missing_features(debug_mode, infect_asyncio)
+        if debug_mode is not None:
+            self._at_least_one_child_in_debug = True
         if self._cancel_called or self._joined:
             why = 'is over' if self._joined else 'is being cancelled'
             raise RuntimeFailure(f'actor {name!r} cannot be started: its nursery {why}')
@@ -399,11 +403,13 @@ class ActorNursery:
         self._child_asked(uid, reachable)
         steps = Escalation(reachable)
         with trio.CancelScope(shield=True):
-            if reachable and await portal.cancel_actor(steps.deadline):
+            if reachable and await portal.cancel_actor():
                 limit = steps.acked()
             elif reachable and portal.chan.connected():
                 log.error(
-                    'actor %r did not confirm within %g s', uid[0], steps.deadline
+                    'actor %r did not confirm within %g s',
+                    uid[0],
+                    portal.cancel_timeout,
                 )
                 await _hooks.wait_for_debugger()
                 steps.overdue()

@@ -171,7 +171,9 @@ async def _collect_result(
     result = await exhaust_portal(portal, actor)
     if isinstance(result, trio.Cancelled):
         raise result
-    if isinstance(result, ContextCancelled) and portal.chan.cancel_called:
+    if isinstance(result, ContextCancelled) and (
+        portal.chan.cancel_called or result.canceller == portal.actor.aid.uid
+    ):
         log.runtime('%s ended as this actor wished', actor.aid.uid)
     elif isinstance(result, Exception) and not isinstance(result, TransportClosed):
         errors[actor.aid.uid] = result
