@@ -1,4 +1,4 @@
-"""Errors: what they tell of a message that is wrong."""
+"""Errors: their texts, their wire form, what they tell of a message that is wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from tractor._boxing import pack_from_raise
 from tractor._exceptions import MsgTypeError
 from tractor.msg.types import Aid, Error, Yield
 
@@ -61,3 +62,19 @@ def test_the_expected_type_is_that_of_the_wrong_message():
     assert error.bad_msg is None
     assert error.expected_msg_type is type(None)
     assert 'expected_msg_type' not in repr(error)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        ValueError('x'),
+        BaseExceptionGroup('x', [KeyboardInterrupt()]),
+        MsgTypeError('x'),
+    ],
+)
+def test_an_error_is_packed_as_if_a_peer_had_raised_it(error):
+    """Of whatever type it is; the fields given win."""
+    msg = pack_from_raise(error, cid='c1', src_uid=('b', 'v'))
+    assert msg.boxed_type_str == type(error).__name__
+    assert (msg.cid, msg.src_uid) == ('c1', ('b', 'v'))
+    assert 'in pack_from_raise' in msg.tb_str

@@ -106,7 +106,7 @@ def _plain(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def pack_from_raise(
-    local_err: RemoteActorError,
+    local_err: BaseException,
     cid: str | None,
     hide_tb: bool = True,
     **fields: Any,
@@ -114,7 +114,9 @@ def pack_from_raise(
     """Return the wire form of an error as if a peer had raised it; `fields` win."""
     try:
         raise local_err
-    except RemoteActorError as err:
+    except BaseException as err:
+        if err is not local_err:  # a Ctrl-C that came in between
+            raise
         msg = pack_error(err, cid=cid)
     for name, value in fields.items():
         setattr(msg, name, value)
