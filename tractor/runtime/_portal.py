@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from sys import modules
 from typing import TYPE_CHECKING, Any, Final
 
@@ -333,6 +334,7 @@ class Portal:
             self.actor._forget_context(ctx)
 
 
+@dataclass(eq=False, slots=True)
 class LocalPortal:
     """
     What stands for a portal to this very actor: direct calls, no connection.
@@ -342,11 +344,8 @@ class LocalPortal:
         channel: A channel without a transport.
     """
 
-    __slots__ = ('actor', 'channel')
-
-    def __init__(self, actor: Actor, channel: Channel) -> None:
-        self.actor = actor
-        self.channel = channel
+    actor: Actor
+    channel: Channel
 
     @property
     def chan(self) -> Channel:
