@@ -7,19 +7,19 @@ import pickle
 import pytest
 
 from tractor._boxing import pack_from_raise
-from tractor._exceptions import MsgTypeError
+from tractor._exceptions import ContextCancelled, MsgTypeError, RemoteActorError
 from tractor.msg.types import Aid, Error, Yield
 
 AS_DICT = {'msg_type': 'Yield', 'cid': 'c1', 'pld': 5}
 
 
-def wire(cid):
+def wire(cid, tb_str=''):
     return Error(
         src_uid=('a', 'u'),
         src_type_str='MsgTypeError',
         boxed_type_str='MsgTypeError',
         relay_path=[('a', 'u')],
-        tb_str='',
+        tb_str=tb_str,
         cid=cid,
     )
 
@@ -78,3 +78,26 @@ def test_an_error_is_packed_as_if_a_peer_had_raised_it(error):
     assert msg.boxed_type_str == type(error).__name__
     assert (msg.cid, msg.src_uid) == ('c1', ('b', 'v'))
     assert 'in pack_from_raise' in msg.tb_str
+
+
+RENDERED = {
+    'local': RemoteActorError('one\ntwo'),
+    'received': RemoteActorError('one', ipc_msg=wire('c1', tb_str='trace')),
+    'ctxc': ContextCancelled('one', canceller=('a', 'u')),
+    'empty': RemoteActorError(''),
+}
+
+
+@pytest.mark.parametrize('name', RENDERED)
+def test_an_error_has_one_text_behind_its_type(name):
+    """`repr()` is `pformat()`, `str()` the same without the type, raised or not."""
+    error = RENDERED[name]
+    text = error.pformat()
+    assert text == repr(error)
+    assert text.startswith(f'<{type(error).__name__}(')
+    assert error.pformat(with_type_header=False) == str(error)
+    assert str(error) in text
+    try:
+        raise error
+    except RemoteActorError:
+        assert error.pformat() == repr(error) == text

@@ -318,25 +318,18 @@ class RemoteActorError(Exception):
             )
         elif fields := self._fields_str():
             body = fields + '\n'
-        return pformat_exc(
-            self, message=self._message, body=body, with_type_header=with_type_header
-        )
-
-    def __repr__(self) -> str:
-        return self._render(with_type_header=True)
-
-    def __str__(self) -> str:
-        return self._render(with_type_header=False)
-
-    def _render(self, with_type_header: bool) -> str:
         message = self._message
-        header = f'<{type(self).__name__}(\n' if with_type_header else ''
-        footer = ')>' if with_type_header else ''
-        text = self.pformat(with_type_header=False)
+        text = pformat_exc(self, message=message, body=body, with_type_header=False)
         # An error text is often the only thing left: it holds the message verbatim.
         if message and message.rstrip('\n') not in text:
             text = f'{message}\n{text}'
-        return f'{header}{text}{footer}'
+        return f'<{type(self).__name__}(\n{text})>' if with_type_header else text
+
+    def __repr__(self) -> str:
+        return self.pformat()
+
+    def __str__(self) -> str:
+        return self.pformat(with_type_header=False)
 
     def reprol(self) -> str:
         """Return one line: class, boxed type and the key fields."""
