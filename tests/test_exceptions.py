@@ -101,3 +101,15 @@ def test_an_error_has_one_text_behind_its_type(name):
         raise error
     except RemoteActorError:
         assert error.pformat() == repr(error) == text
+
+
+def test_only_who_asks_for_the_canceller_is_warned(monkeypatch):
+    """A missing one is logged when it is read, not when the error is shown."""
+    warned = []
+    monkeypatch.setattr('tractor._exceptions.log.warning', lambda *a: warned.append(a))
+    error = ContextCancelled('x')
+    assert 'canceller' not in f'{error!r}{error}{error.reprol()}{error.pformat()}'
+    assert warned == []
+    assert error.canceller is None
+    assert len(warned) == 1
+    assert "canceller=('a', 'u')" in repr(ContextCancelled('x', canceller=('a', 'u')))

@@ -300,12 +300,16 @@ class RemoteActorError(Exception):
             lines.append(f'relay_uid={relay}')
             lines.append(f'src_type={self.src_type_str}')
         for name in self._extra_fields:
-            value = getattr(self, name, None)
+            value = self._shown(name)
             if value not in (None, type(None)):
                 lines.append(f'{name}={value}')
         return '\n'.join(lines)
 
     _extra_fields: tuple[str, ...] = ('sender',)
+
+    def _shown(self, name: str) -> Any:
+        """Return the value of an extra field for the text."""
+        return getattr(self, name, None)
 
     def pformat(self, with_type_header: bool = True) -> str:
         """Return the text with its fields and, if any, the remote traceback."""
@@ -364,6 +368,9 @@ class ContextCancelled(RemoteActorError):
         if value is None:
             log.warning('a `ContextCancelled` does not tell who asked for it')
         return value
+
+    def _shown(self, name: str) -> Any:
+        return _as_uid(self._field(name))  # without the warning to who reads it
 
 
 class MsgTypeError(RemoteActorError):
