@@ -406,12 +406,10 @@ class MsgTypeError(RemoteActorError):
         return type(self.bad_msg)
 
     @property
-    def cid(self) -> str:
-        """Id of the context; `KeyError` if neither message nor data tell it."""
+    def cid(self) -> str | None:
+        """Id of the context; `None` if neither message nor data tell it."""
         cid = getattr(self.bad_msg, 'cid', None) or self._field('cid')
-        if cid is None:
-            raise KeyError('cid')
-        return str(cid)
+        return None if cid is None else str(cid)
 
     @classmethod
     def from_decode(
