@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from tractor._boxing import pack_from_raise
+from tractor._boxing import pack_error, pack_from_raise, unpack_error
 from tractor._exceptions import ContextCancelled, MsgTypeError, RemoteActorError
 from tractor.msg.types import Aid, Error, Yield
 
@@ -100,6 +100,36 @@ def test_an_error_has_one_text_behind_its_type(name):
         raise error
     except RemoteActorError:
         assert error.pformat() == repr(error) == text
+
+
+@pytest.mark.parametrize(
+    'source',
+    [
+        ValueError('x'),
+        ExceptionGroup('many', [ValueError('x')]),
+        BaseExceptionGroup('many', [KeyboardInterrupt()]),
+        UnicodeDecodeError('utf-8', b'\xff', 0, 1, 'bad'),
+        UnicodeEncodeError('ascii', 'é', 0, 1, 'bad'),
+        UnicodeTranslateError('é', 0, 1, 'bad'),
+    ],
+)
+def test_unwrapping_gives_the_source_type(source):
+    """Also a type that is not made from one string; the text is the traceback."""
+    boxed = unpack_error(pack_error(source, cid='c1', tb_str='the trace'))
+    made = boxed.unwrap()
+    assert type(made) is type(source)
+    assert 'the trace' in str(made)
+    assert made is not boxed.unwrap()
+
+
+def test_unwrapping_what_is_unknown_gives_a_runtime_error():
+    """It names the type, if there was one, and tells what happened."""
+    made = RemoteActorError('x', src_type_str='Foreign', tb_str='trace').unwrap()
+    assert type(made) is RuntimeError
+    assert str(made) == 'Foreign: trace'
+    made = RemoteActorError('x').unwrap()
+    assert type(made) is RuntimeError
+    assert str(made) == 'x'
 
 
 def test_only_who_asks_for_the_canceller_is_warned(monkeypatch):

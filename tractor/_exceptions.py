@@ -12,7 +12,7 @@ from __future__ import annotations
 import builtins
 import importlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import trio
 
@@ -344,16 +344,18 @@ class RemoteActorError(Exception):
         """
         Return a new exception of the source type whose text is the remote traceback.
 
-        A type that is unknown here, or that cannot be made from one string, gives a
-        `RuntimeError` with the same text.
+        The message stands in for an empty traceback.  A group has one member, which
+        only repeats the text.  A type that is unknown here, or that cannot be made
+        from one string, gives a `RuntimeError` with the same text.
         """
+        name, text = self.src_type_str, self.tb_str or self._message
         kind = self.src_type
         if kind is not None:
             try:
-                return kind(self.tb_str)
+                return _made_from(kind, text)
             except Exception:
                 log.debug('%r cannot be made from a text', kind)
-        return RuntimeError(f'{self.src_type_str}: {self.tb_str}')
+        return RuntimeError(f'{name}: {text}' if name else text)
 
 
 class ContextCancelled(RemoteActorError):
@@ -568,6 +570,23 @@ def get_err_type(name: str) -> type[BaseException] | None:
         found = getattr(bdb, name, None)
         return found if isinstance(found, type) else None
     return None
+
+
+# Builtin types that want more than one string, and what stands ahead of theirs.
+_AHEAD: Final[dict[type[BaseException], tuple[Any, ...]]] = {
+    UnicodeDecodeError: ('unknown', b'', 0, 0),
+    UnicodeEncodeError: ('unknown', '', 0, 0),
+    UnicodeTranslateError: ('', 0, 0),
+}
+
+
+def _made_from(kind: type[BaseException], text: str) -> BaseException:
+    """Make an exception of a text; what else its builtin type wants is made up."""
+    if issubclass(kind, BaseExceptionGroup):
+        # One of plain exceptions alone would be made an `ExceptionGroup`.
+        member = Exception if issubclass(kind, Exception) else BaseException
+        return kind(text, [member(text)])
+    return kind(*_AHEAD.get(kind, ()), text)
 
 
 def _as_uid(value: Any) -> Uid | None:
