@@ -122,6 +122,13 @@ def test_unwrapping_gives_the_source_type(source):
     assert made is not boxed.unwrap()
 
 
+def test_unwrapping_keeps_the_trace_of_a_child_that_died():
+    """No text makes an `ActorDied`, and none is taken for the name of an actor."""
+    made = RemoteActorError('x', src_type_str='ActorDied', tb_str='trace').unwrap()
+    assert type(made) is RuntimeError
+    assert str(made) == 'ActorDied: trace'
+
+
 def test_unwrapping_what_is_unknown_gives_a_runtime_error():
     """It names the type, if there was one, and tells what happened."""
     made = RemoteActorError('x', src_type_str='Foreign', tb_str='trace').unwrap()

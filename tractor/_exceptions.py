@@ -49,7 +49,8 @@ class ActorDied(RuntimeFailure):
         self, uid: Uid, exitcode: int | None = None, signal: int | None = None
     ) -> None:
         super().__init__(uid, exitcode, signal)
-        self.uid: Uid = (uid[0], uid[1])
+        name, uuid = uid
+        self.uid: Uid = (name, uuid)
         self.exitcode = exitcode
         self.signal = signal
 
