@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import trio
 
@@ -82,6 +82,8 @@ class Actor:
 
     is_registrar: bool = False
     msg_buffer_size: int = 64
+    # Of the process, whose actor closes it when it ends.
+    lifetime_stack: ClassVar[ExitStack] = ExitStack()
 
     def __init__(
         self,
@@ -116,7 +118,6 @@ class Actor:
         self._registry_addrs: list[Address] = []
         if registry_addrs:
             self.reg_addrs = [addr.unwrap() for addr in registry_addrs]
-        self.lifetime_stack: ExitStack = ExitStack()
 
         self._root_tn: trio.Nursery | None = None
         self._service_tn: trio.Nursery = None  # type: ignore[assignment]
