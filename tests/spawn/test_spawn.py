@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import get_args
 
 import pytest
+import trio
 
+from tractor.runtime._runtime import Actor
 from tractor.spawn import _spawn
 
 
@@ -25,3 +28,21 @@ def test_another_key_has_none():
     assert _spawn._methods.get('thread') is None
     with pytest.raises(KeyError):
         _spawn._methods['thread']
+
+
+@pytest.mark.parametrize('given', [{}, {'proc_kwargs': None}])
+def test_a_backend_owns_the_arguments_it_is_given(monkeypatch, given):
+    """Without any they are empty, whatever the backend did to those before."""
+    seen = []
+
+    async def backend(*args, proc_kwargs, **options):
+        seen.append(dict(proc_kwargs))
+        proc_kwargs['cwd'] = '/'
+
+    monkeypatch.setitem(_spawn._methods, 'trio', backend)
+    child = Actor('child', 'uuid', spawn_method='trio')
+    run = partial(_spawn.new_proc, 'child', None, child, {}, [], None, {}, **given)
+    for _ in range(2):
+        trio.run(run)
+    assert seen == [{}, {}]
+    assert inspect.signature(_spawn.new_proc).parameters['proc_kwargs'].default == {}

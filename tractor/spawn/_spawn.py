@@ -9,7 +9,7 @@ process ends, and find out whether anybody had asked for that end.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -270,7 +270,7 @@ async def new_proc(
     *,
     infect_asyncio: bool = False,
     task_status: trio.TaskStatus[Portal] = trio.TASK_STATUS_IGNORED,
-    proc_kwargs: dict[str, Any] | None = None,
+    proc_kwargs: Mapping[str, Any] | None = {},
 ) -> None:
     """
     Start a child with its backend, or the selected one, and see it through to its end.
@@ -292,7 +292,7 @@ async def new_proc(
         _runtime_vars,
         infect_asyncio=infect_asyncio,
         task_status=task_status,
-        proc_kwargs=proc_kwargs or {},
+        proc_kwargs=dict(proc_kwargs or {}),
     )
 
 
