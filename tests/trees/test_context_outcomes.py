@@ -416,3 +416,58 @@ def test_current_context_is_the_one_of_the_block(run_tree):
         await an.cancel()
 
     run_tree(body)
+
+
+# -- errors that cannot be shown -------------------------------------------------------
+
+
+class Unshowable(Exception):
+    def __repr__(self) -> str:
+        raise AttributeError('no such field')
+
+
+async def never_ends(ended: trio.Event) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        ended.set()
+
+
+@tractor.context
+async def fail_unshowably(ctx: tractor.Context, in_group: bool) -> None:
+    error = Unshowable('x')
+    raise ExceptionGroup('several', [error, error]) if in_group else error
+
+
+@tractor.context
+async def fail_unshowably_beside_a_task(ctx: tractor.Context) -> None:
+    task_ended = trio.Event()
+    ctx._scope_nursery.start_soon(never_ends, task_ended)
+    await ctx.started()
+    raise Unshowable('x')
+
+
+@pytest.mark.parametrize(
+    ('function', 'kwargs', 'name'),
+    [
+        (fail_unshowably, {'in_group': False}, 'Unshowable'),
+        (fail_unshowably, {'in_group': True}, 'ExceptionGroup'),
+        (fail_unshowably_beside_a_task, {}, 'Unshowable'),
+    ],
+)
+def test_an_error_that_cannot_be_shown_ends_its_task_only(
+    run_tree, function, kwargs, name
+):
+    """It is shipped like any other, and the child goes on serving."""
+
+    async def body(an):
+        portal = await start(an)
+        with pytest.raises(RemoteActorError) as caught:
+            async with portal.open_context(function, **kwargs) as (ctx, _):
+                await ctx.wait_for_result()
+        assert caught.value.boxed_type_str == name
+        assert 'Unshowable' in caught.value.tb_str
+        await portal.run(plain)
+        await an.cancel()
+
+    run_tree(body)

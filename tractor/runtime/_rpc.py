@@ -285,6 +285,7 @@ async def _run_context(
     """Run an `@context` function in its own nursery and ship what it comes to."""
     meta = func._tractor_context_meta
     ended, error, result = Ended.FOREIGN_SCOPE, None, None
+    held: BaseException | None = None
     ctx._task = trio.lowlevel.current_task()
     outer = ctx._scope
     try:
@@ -297,14 +298,20 @@ async def _run_context(
                     result = await call
                 except BaseException as err:
                     masked = _unmask(err)
-                    if masked is err:
+                    if not _has_repr(masked):
+                        held = masked
+                        tn.cancel_scope.cancel()
+                    elif masked is err:
                         raise
-                    raise_as_is(masked)
+                    else:
+                        raise_as_is(masked)
             ended = Ended.RETURNED
+        if held is not None:
+            raise held
         if ended is not Ended.RETURNED:
             ended = Ended.OWN_SCOPE
     except BaseException as err:
-        error = strip(_unwrap(err))
+        error = strip(_unwrap(err if held is None else held))
         if _all_cancelled(error):
             raise
         ended = Ended.RAISED
@@ -348,6 +355,15 @@ def _payload_type(ctx: Context, meta: dict[str, Any]) -> Iterator[None]:
     extra = {} if hook is None else {'dec_hook': hook, 'ext_types': [spec]}
     with ctx._pld_rx.limit_plds(spec, **extra):
         yield
+
+
+def _has_repr(err: BaseException) -> bool:
+    """Whether `repr()` works: a nursery shows what leaves it, and breaks otherwise."""
+    try:
+        repr(err)
+    except Exception:
+        return False
+    return True
 
 
 def _unwrap(err: BaseException) -> BaseException:
