@@ -224,6 +224,8 @@ async def _overrun(actor: Actor, chan: Channel, ctx: Context, msg: Any) -> None:
         idle = idle + 1 if len(box) >= before else 0
         if ctx._take_yield(msg) is not Fate.OVERRUN:
             return
+    if ctx._cancel_called:  # the peer is to end anyway, and not for this
+        return
     box.overran = True
     peer = chan.aid
     size = box._state.max_buffer_size
