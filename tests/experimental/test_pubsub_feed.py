@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 import tractor.experimental
 from tractor._exceptions import TransportClosed
 from tractor.experimental import _pubsub, msgpub
+from tractor.runtime._endpoint import bind, kind_of
 
 
 class FakeContext:
@@ -156,6 +158,28 @@ def test_decorated_function_is_a_streaming_endpoint(decorator):
     assert (endpoint.__module__, endpoint.__name__) == (__name__, 'generator')
     parameters = inspect.signature(endpoint).parameters
     assert list(parameters) == ['ctx', 'topics', 'task_name', 'packetizer', 'kwargs']
+
+
+def test_runtime_does_not_warn_of_the_endpoint():
+    """Its author did not choose the parameters, and could not change them."""
+    endpoint = msgpub(generator)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        call = bind(endpoint, kind_of(endpoint), {'topics': ['a']}, None)
+    assert call.cr_frame.f_locals['topics'] == ['a']
+    call.close()
+
+
+def test_runtime_warns_of_other_endpoints():
+    """A function that takes `ctx` itself can heed it."""
+
+    async def streams(ctx):
+        return ctx
+
+    streams._tractor_stream_function = True
+    with pytest.warns(DeprecationWarning, match='should declare a `stream` arg'):
+        call = bind(streams, kind_of(streams), {}, None)
+    call.close()
 
 
 def test_package_exports_msgpub_alone():

@@ -299,4 +299,6 @@ def _decorate(wrapped: Publisher, *, tasks: frozenset[str]) -> Endpoint:
     del endpoint.__wrapped__
     marked: Any = endpoint
     marked._tractor_stream_function = True
+    # `ctx` is the wrapper's: the publisher's author cannot take `stream` instead.
+    marked._tractor_has_own_ctx = True
     return cast('Endpoint', marked)

@@ -203,7 +203,8 @@ def _stream_param(func: Callable[..., Any], ctx: Context) -> dict[str, Any]:
     if 'stream' in params:
         return {'stream': _SendSide(ctx)}
     name = 'ctx' if 'ctx' in params else 'to_trio'
-    if name == 'ctx':
+    # A decorator's own parameter is not for the decorated function's author to change.
+    if name == 'ctx' and not getattr(func, '_tractor_has_own_ctx', False):
         warnings.warn(
             f'`@tractor.stream decorated funcs should declare a `stream` arg: '
             f'{func.__qualname__}',
