@@ -13,6 +13,7 @@ parameter `start_method` means nothing here.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
@@ -22,7 +23,11 @@ import pytest
 PLUGIN: Final = 'tractor._testing.pytest'
 
 # Their fixtures are part of the plugin, but only a session that uses it loads them.
-LATE_MODULES: Final = ('tractor._testing._reap', 'tractor._testing.trace')
+LATE_MODULES: Final = (
+    'tractor._testing._around',
+    'tractor._testing._reap',
+    'tractor._testing.trace',
+)
 _LATE_FIXTURES: Final = frozenset(
     {
         'reap_subactors_per_test',
@@ -33,14 +38,16 @@ _LATE_FIXTURES: Final = frozenset(
     }
 )
 
-# Around each test of a session that uses the plugin, whether it asks for them or not.
-_AROUND_THE_SESSION: Final = (
+# Around each test of a session that uses the plugin, whether it asks for them or not,
+# in this order.  `_around` is what asks for them.
+AROUND: Final = (
     '_reap_orphaned_subactors',
     'alert_on_finish',
     'loglevel',
     'tpt_proto',
+    '_reset_runtime_vars',
 )
-_AROUND_A_TEST: Final = ('_reset_runtime_vars',)
+_SCOPES: Final = ('function', 'class', 'module', 'package', 'session')
 
 # Not `trio`: other plugins use that mark for tests without actors.
 _MARKS: Final = ('skipon_spawn_backend', 'has_nested_actors', 'no_tpt')
@@ -113,24 +120,33 @@ def uses_plugin(item: pytest.Item) -> bool:
 
 def surround(item: pytest.Item) -> None:
     """
-    Give a test the fixtures that surround all tests of a session with actors.
+    Set up the fixtures of `AROUND` ahead of all others of their scope.
 
-    As if they were `autouse`, which they cannot be: that is settled before it is known
-    whether the session uses the plugin at all.
+    So what another fixture of that scope has started is ended before they look for what
+    is left, and what a wider one has set up is not for the end of one test to undo.
+
+    A test that was collected before the session was found to use the plugin lacks them,
+    and gets them now.  It cannot be multiplied any more, so it goes without those for
+    which a project has parameters.
     """
     names: list[str] | None = getattr(item, 'fixturenames', None)
     if names is None:
         return
-    definitions = _definitions(item)
-    wider = [name for name in _AROUND_THE_SESSION if name not in names]
-    names[:0] = wider
-    # What a wider fixture sets up is not for the end of one test to undo.
-    first = next(
-        (
-            place
-            for place, name in enumerate(names[len(wider) :], len(wider))
-            if name not in definitions or definitions[name][-1].scope == 'function'
-        ),
-        len(names),
-    )
-    names[first:first] = [name for name in _AROUND_A_TEST if name not in names]
+    known = _definitions(item)
+    for name in reversed(AROUND):
+        if name in names:
+            names.remove(name)
+            width = _width(known.get(name))
+        else:
+            visible = item.session._fixturemanager.getfixturedefs(name, item)
+            if not visible or visible[-1].params is not None:
+                continue
+            width = _width(visible)
+        widths = [_width(known.get(other)) for other in names]
+        place = (number for number, other in enumerate(widths) if other <= width)
+        names.insert(next(place, len(names)), name)
+
+
+def _width(definitions: Sequence[Any] | None) -> int:
+    """Return how wide the scope of a fixture is; a parameter has none."""
+    return _SCOPES.index(definitions[-1].scope) if definitions else 0

@@ -9,7 +9,8 @@ has no effect until it is used: by name (`-p tractor._testing.pytest`, or as one
 `pytest_plugins`), by an option of it, or by a collected test that asks for one of its
 fixtures, bears one of its marks (`trio` excepted) or is a `@tractor_test`.  In a
 session that uses it, `loglevel`, `tpt_proto`, `alert_on_finish`, `_reset_runtime_vars`
-and `_reap_orphaned_subactors` surround every test, and the runtime is loaded.
+and `_reap_orphaned_subactors` surround every test, and the runtime is loaded.  They are
+`autouse` if a name or an option asked for the plugin, before tests were collected.
 """
 
 from __future__ import annotations
