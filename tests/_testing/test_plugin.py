@@ -277,6 +277,47 @@ def test_level_of_the_project_is_the_fallback(run_pytest):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+PROJECT = """
+import logging
+import pytest
+
+@pytest.fixture(scope='session')
+def testing_pkg_name():
+    return 'mypkg'
+
+def test_log_of_the_project(test_log, loglevel, pytestconfig):
+    logger = logging.getLogger('mypkg')
+    pytestconfig.add_cleanup(lambda: print('LEFT', logger.level, logger.handlers))
+    test_log.info('said at %s', loglevel)
+    test_log.debug('not said')
+"""
+
+
+@pytest.mark.parametrize(
+    ('options', 'shown'),
+    [
+        (['--ll=info'], ['said at info']),
+        (['--ll=info', '--tl=error'], ['said at error']),
+        (['--ll=error', '--tl=info'], []),
+        (['--tl=info'], []),
+    ],
+    ids=' '.join,
+)
+def test_level_of_the_project_is_for_its_own_log(run_pytest, options, shown):
+    """`--ll` shows what the tested package logs, whatever `--tl` says, till the end."""
+    run = run_pytest(PROJECT, '-s', *options)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.findall('said at .*', run.stderr) == shown
+    assert 'not said' not in run.stderr
+    assert 'LEFT 0 []' in run.stdout
+
+
+def test_name_of_the_project_may_be_one_of_each_test(run_pytest):
+    """Without a level nothing of the session depends on it."""
+    run = run_pytest(PROJECT.replace("(scope='session')", ''))
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 # -- what is left over -----------------------------------------------------------------
 
 LEAKY = """

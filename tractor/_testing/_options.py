@@ -126,10 +126,16 @@ def add_common_options(parser: pytest.Parser) -> None:
             continue  # the project's own option keeps its name and its meaning
 
 
+def project_level(option: argparse.Namespace) -> str | None:
+    """Return the level asked for the project by our option, not by one of its own."""
+    level: str | None = getattr(option, 'tractor_project_loglevel', None)
+    return level
+
+
 def runtime_level(option: argparse.Namespace) -> str | None:
     """Return the level asked for the runtime, or for the project, or `None`."""
     level: str | None = option.tractor_loglevel
-    return level or getattr(option, 'tractor_project_loglevel', None)
+    return level or project_level(option)
 
 
 def any_given(option: argparse.Namespace) -> bool:

@@ -34,6 +34,9 @@ _FORKING_SPAWNERS: Final = frozenset({'mp_forkserver', 'main_thread_forkserver'}
 # Their children inherit pytest's descriptors and would write to its capture file.
 _CAPSYS_REQUIRED_SPAWNERS: Final = frozenset({'main_thread_forkserver'})
 
+# The package whose log levels are the runtime's, and not a project's.
+_RUNTIME: Final = 'tractor'
+
 _STACKSCOPE_ENV: Final = 'TRACTOR_ENABLE_STACKSCOPE'
 
 _ACTIVE: Final = pytest.StashKey[bool]()
@@ -234,27 +237,38 @@ def is_forking_spawner(spawn_backend: str) -> bool:
 @pytest.fixture(scope='session')
 def testing_pkg_name() -> str:
     """Name of the package under test; other projects override it."""
-    return 'tractor'
+    return _RUNTIME
 
 
 @pytest.fixture(scope='session')
 def loglevel(request: pytest.FixtureRequest) -> Iterator[str | None]:
-    """The runtime's console level of this session, `None` for the default."""
+    """
+    The runtime's console level of this session, `None` for the default.
+
+    The package under test gets its own, if that was asked for.
+    """
     # The runtime is loaded by the first test, not by the plugin.
     from tractor import log
 
-    spec = _options.runtime_level(request.config.option)
+    option = request.config.option
+    specs = {_RUNTIME: _options.runtime_level(option)}
+    if project_level := _options.project_level(option):
+        # Only now, so that one of another scope does no harm without a level.
+        specs.setdefault(request.getfixturevalue('testing_pkg_name'), project_level)
     default = log._default_loglevel
-    level: str | None = None
     loggers = [
-        log.get_logger(subsys_spec=path or '').logger
-        for path in log.parse_logspec(spec or False)
+        log.get_logger(pkg_name=package, subsys_spec=path or '').logger
+        for package, spec in specs.items()
+        for path in log.parse_logspec(spec or False, pkg_name=package)
     ]
     before = [(one.level, one.propagate, list(one.handlers)) for one in loggers]
-    if spec:
-        level, _ = log.apply_logspec(spec)
-        if level:
-            log._default_loglevel = level
+    levels = {
+        package: log.apply_logspec(spec or False, pkg_name=package)[0]
+        for package, spec in specs.items()
+    }
+    level = levels[_RUNTIME]
+    if level:
+        log._default_loglevel = level
     yield level
     log._default_loglevel = default
     for logger, state in zip(loggers, before, strict=True):
