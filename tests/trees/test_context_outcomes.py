@@ -436,7 +436,8 @@ async def never_ends(ended: trio.Event) -> None:
 @tractor.context
 async def fail_unshowably(ctx: tractor.Context, in_group: bool) -> None:
     error = Unshowable('x')
-    raise ExceptionGroup('several', [error, error]) if in_group else error
+    others = [error, Unshowable('y')]
+    raise ExceptionGroup('several', others) if in_group else error
 
 
 @tractor.context
