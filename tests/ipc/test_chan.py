@@ -13,6 +13,7 @@ from tractor._protocol.framing import frame
 from tractor.ipc import _chan, _types
 from tractor.ipc._chan import Channel, _connect_chan
 from tractor.ipc._tcp import MsgpackTCPStream, TCPAddress
+from tractor.ipc._transport import MAX_SKIPPED_FRAMES
 from tractor.ipc._uds import (
     MsgpackUDSStream,
     UDSAddress,
@@ -21,7 +22,7 @@ from tractor.ipc._uds import (
 )
 from tractor.log import StackLevelAdapter
 from tractor.msg._codec import DecodeError, _def_tractor_codec, mk_codec
-from tractor.msg.types import Aid, Error, Stop, Yield
+from tractor.msg.types import Aid, Error, Start, Stop, Yield
 
 US = Aid('us', 'u' * 32, 1)
 THEM = Aid('them', 't' * 32, 2)
@@ -301,6 +302,34 @@ BAD = frame(
         }
     )
 )
+
+
+UNDECODABLE = frame(  # a map as the key of a map
+    b'\x86\xa8msg_type\xa5Start\xa3cid\xa2c1\xa2ns\xa1m\xa4func\xa1f'
+    b'\xa6kwargs\x81\xa1x\x81\x80\x01\xa3uid\x92\xa1a\xa1b'
+)
+
+
+@pytest.mark.parametrize('bad', [BAD, UNDECODABLE])
+def test_what_came_with_the_handshake_is_judged_after_it(with_pair, bad):
+    """One read brings both: the peer is known by then, allowed some, and answered."""
+
+    async def main(one, other):
+        start = Start('c2', 'm', 'f', {}, THEM.uid)
+        msgs = [_def_tractor_codec.encode(msg) for msg in (THEM, start)]
+        first, last = map(frame, msgs)
+        await other.stream.send_all(first + frame(b'\xc1') * 2 + bad + last)
+        assert await one._do_handshake(US) == THEM
+        error = await anext(one)
+        assert (type(error), error.cid) == (Error, 'c1')
+        assert tuple(error.src_uid) == THEM.uid
+        assert await one.recv_batch() == [start]
+        assert one.transport.skips_left == MAX_SKIPPED_FRAMES - 2
+        assert await other.recv() == US
+        answer = await other.recv()
+        assert (type(answer), answer.cid) == (Error, 'c1')
+
+    with_pair(main)
 
 
 @pytest.mark.parametrize('how', ['batch', 'iterate'])

@@ -106,7 +106,10 @@ async def test_an_undecodable_request_is_answered(ours: End, theirs: End) -> Non
     bad = Start('d', 'mod', 'fn', 5, ('me', '1'))  # type: ignore[arg-type]
     await ours.send(bad)
     assert type(await theirs.recv()) is MsgTypeError
-    for cid in 'cd':
+    key = whole.replace(b'\xa1a\x01', b'\xa1a\x81\x80\x01').replace(b'\xa1c', b'\xa1e')
+    await ours.stream.send_all(frame(marshal.dumps(key, 2)))
+    assert type(await theirs.recv()) is MsgTypeError
+    for cid in 'cde':
         answer = await ours.recv()
         assert (type(answer), answer.cid) == (Error, cid)
         assert answer.boxed_type_str == 'MsgTypeError'

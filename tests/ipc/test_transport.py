@@ -232,6 +232,19 @@ def test_an_invalid_message_of_a_context_becomes_an_error_object(with_raw_peer):
     with_raw_peer(main)
 
 
+def test_messages_ahead_of_one_frame_too_many_arrive(with_raw_peer):
+    """What a peer said before it was dropped is not lost."""
+
+    async def main(transport, peer):
+        junk = GARBAGE * (MAX_SKIPPED_FRAMES + 1)
+        peer.send(encoded(Stop('1')) + junk + encoded(Stop('2')))
+        assert await transport.recv_batch() == [Stop('1')]
+        with pytest.raises(TransportClosed, match='undecodable'):
+            await transport.recv_batch()
+
+    with_raw_peer(main)
+
+
 @pytest.mark.parametrize(
     'junk',
     [

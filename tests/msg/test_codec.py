@@ -24,6 +24,7 @@ from tractor.msg._codec import (
     apply_codec,
     current_codec,
     decode_any,
+    decode_envelope,
     limit_msg_spec,
     mk_codec,
     mk_dec,
@@ -472,3 +473,16 @@ def test_one_decoder_at_import():
         'assert not late & set(sys.modules), late & set(sys.modules)\n'
     )
     subprocess.run([sys.executable, '-c', code], check=True, timeout=20)
+
+
+def test_the_envelope_of_a_broken_message():
+    """Type and `cid` are found, whatever the rest; what has none of them is refused."""
+    key = b'\x83\xa3cid\xa1c\xa3pld\x81\x80\x01\xa8msg_type\xa5Yield'
+    with pytest.raises(DecodeError):
+        decode_any(key)
+    assert decode_envelope(key) == {'msg_type': 'Yield', 'cid': 'c'}
+    for bad in (b'\xc1', b'\x01', key[:-1]):
+        with pytest.raises(DecodeError):
+            decode_envelope(bad)
+    with pytest.raises(KeyError):
+        decode_envelope(b'\x81\xa3cid\xa1c')

@@ -360,6 +360,23 @@ def test_channel_codec_without_msgspec():
     )
 
 
+@needs_msgpack
+def test_envelope_without_msgspec():
+    """Whom a message is for is told also if the rest cannot be decoded."""
+    key = b'\x83\xa3cid\xa1c\xa3pld\x81\x80\x01\xa8msg_type\xa5Yield'
+    run_without_msgspec(
+        'from tractor.msg._codec import DecodeError, decode_any, decode_envelope\n'
+        f'try: decode_any({key!r})\n'
+        'except DecodeError: pass\n'
+        'else: raise AssertionError\n'
+        f'assert decode_envelope({key!r}) == {{"msg_type": "Yield", "cid": "c"}}\n'
+        f'for bad in (b"\\xc1", {key[:-1]!r}, b"\\x81\\xa3cid\\xa1c"):\n'
+        '    try: decode_envelope(bad)\n'
+        '    except Exception: pass\n'
+        '    else: raise AssertionError(bad)\n'
+    )
+
+
 def test_nothing_of_it_is_loaded_beside_msgspec():
     """Where msgspec loads, the rest costs nothing."""
     code = (

@@ -11,12 +11,18 @@ import tractor
 from tractor import (
     ContextCancelled,
     ModuleNotExposed,
+    MsgTypeError,
     RemoteActorError,
     TransportClosed,
 )
 from tractor._exceptions import NoResult, NoRuntime
+from tractor.msg import Struct
 
 state = {'calls': 0}
+
+
+class Key(Struct, frozen=True):  # can be encoded as the key of a map, not decoded
+    number: int
 
 
 async def give(value: object = None) -> object:
@@ -120,6 +126,23 @@ def test_value_makes_the_round_trip(run_tree, value):
     async def body(an):
         portal = await start(an)
         assert await portal.run(give, value=value) == value
+        await an.cancel()
+
+    run_tree(body)
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_arguments_that_cannot_be_decoded(run_tree, first):
+    """The caller is told, and the child lives on, also if that is the first request."""
+
+    async def body(an):
+        portal = await start(an)
+        if first:
+            assert await portal.run(give, value=1) == 1
+        for _ in range(6):
+            with pytest.raises(MsgTypeError, match=r'hashable|valid msgpack'):
+                await portal.run(give, value={Key(1): 2})
+        assert await portal.run(give, value=3) == 3
         await an.cancel()
 
     run_tree(body)

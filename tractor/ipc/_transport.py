@@ -12,7 +12,8 @@ task it announces sends something soon, so both go in one call.
 One read takes what the socket holds, and `recv_batch()` returns all messages in it.
 The length of a frame is checked before anything is allocated for it.  An invalid
 message becomes an error of its context, an invalid request is answered with one, and
-a frame that names no context is skipped; a peer that sends many such is dropped.
+a frame that names no context is skipped; a peer that sends many such is dropped.  Such
+a frame is judged when all before it was taken: behind a handshake, by what that set.
 
 A stream that is no `trio.SocketStream` works through its own `send_all()` and
 `receive_some()`.  Subclasses in `_tcp` and `_uds` add addresses and connecting.
@@ -23,7 +24,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 from errno import ECONNRESET, EPIPE
 from struct import Struct
 from typing import (
@@ -57,12 +58,11 @@ from tractor.ipc._outbox import (
 )
 from tractor.log import get_logger
 from tractor.msg._codec import (
+    DecodeError,
     MsgCodec,
-    Raw,
-    ValidationError,
     _ctxvar_MsgCodec,
     decode_any,
-    mk_dec,
+    decode_envelope,
 )
 from tractor.msg.types import MSG_TYPES, Aid, Start, StartAck
 from tractor.runtime import _state
@@ -177,6 +177,7 @@ class MsgpackTransport:
         self._max_frame = _state.env_max_frame()
         self._reader = FrameReader(self._max_frame)
         self._inbox: deque[Any] = deque()
+        self._undecoded: deque[bytes] = deque()  # frames, from a bad one on
         self.drained: list[Any] = []
 
     @classmethod
@@ -428,6 +429,8 @@ class MsgpackTransport:
             batch = list(self._inbox)
             self._inbox.clear()
             return batch
+        if self._undecoded and (batch := self._decode_each()):
+            return batch
         reader = self._reader
         while True:
             wanted = reader.wanted
@@ -531,30 +534,47 @@ class MsgpackTransport:
         try:
             return [decode(frame) for frame in frames]
         except Exception:
-            # One of them is bad: below they are taken one by one.
-            return self._decode_each(frames, codec)
+            # One of them is bad: they are taken one by one.
+            self._undecoded.extend(frames)
+            return self._decode_each()
 
     def _loader(self, codec: MsgCodec) -> Callable[[bytes], Any]:
         """Return what makes a message of a frame."""
         decode: Callable[[bytes], Any] = codec._dec.decode
         return decode
 
-    def _decode_each(self, frames: Iterable[bytes], codec: MsgCodec) -> list[Any]:
-        msgs: list[Any] = []
+    def _decode_each(self) -> list[Any]:
+        """Return what the frames hold, up to a bad one behind a good one."""
+        codec = self._codec or _ctxvar_MsgCodec.get()
         decode = self._loader(codec)
-        for frame in frames:
+        frames = self._undecoded
+        msgs: list[Any] = []
+        is_good = False
+        while frames:
             try:
-                msgs.append(decode(frame))
-            except (ValidationError, RecursionError) as err:
-                try:
-                    msgs.append(self._type_error(frame, codec, err))
-                except Exception as why:
-                    self._skip(frame, why)
-                else:
-                    self._answer(msgs[-1])
+                msgs.append(decode(frames[0]))
             except Exception as err:
-                self._skip(frame, err)
+                if is_good:
+                    break
+                error = self._stand_in(frames.popleft(), codec, err)
+                if error is not None:
+                    msgs.append(error)
+            else:
+                frames.popleft()
+                is_good = True
         return msgs
+
+    def _stand_in(
+        self, frame: bytes, codec: MsgCodec, err: Exception
+    ) -> MsgTypeError | None:
+        """Return what stands for a bad frame, or `None`: then it is skipped."""
+        try:
+            error = self._type_error(frame, codec, err)
+        except Exception:
+            self._skip(frame, err)
+            return None
+        self._answer(error)
+        return error
 
     def _type_error(
         self, frame: bytes, codec: MsgCodec, err: Exception
@@ -572,13 +592,12 @@ class MsgpackTransport:
         """
         Return what a frame holds, without making a message of it.
 
-        Only whom it is for if it is nested too deeply.
+        Only whom it is for if the rest is broken or nested too deeply.
         """
         try:
             return decode_any(frame)
-        except RecursionError:
-            parts = mk_dec(dict[str, Raw]).decode(frame)
-            return {key: decode_any(parts[key]) for key in ('msg_type', 'cid')}
+        except (DecodeError, RecursionError):
+            return decode_envelope(frame)
 
     def _answer(self, error: MsgTypeError) -> None:
         """Tell who sent an invalid request: nobody here knows of its context."""

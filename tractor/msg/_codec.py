@@ -62,6 +62,32 @@ def decode_any(data: bytes | memoryview | Raw) -> Any:
     return _any_decoder.decode(data)
 
 
+def decode_envelope(data: bytes) -> dict[str, Any]:
+    """
+    Return type and `cid` of a message, also if the rest of it cannot be decoded.
+
+    Raises:
+        DecodeError, KeyError: They cannot be, either; without msgspec also others.
+    """
+    names = ('msg_type', 'cid')
+    if HAS_MSGSPEC:
+        parts = msgpack.Decoder(dict[str, Raw]).decode(data)
+        return {name: decode_any(parts[name]) for name in names}
+    # What stands for msgspec has loaded it, to read this very frame.
+    from msgpack import Unpacker
+
+    unpacker = Unpacker(strict_map_key=False, max_buffer_size=len(data))
+    unpacker.feed(data)
+    found = {}
+    for _ in range(unpacker.read_map_header()):
+        name = unpacker.unpack()
+        if name in names:
+            found[name] = unpacker.unpack()
+        else:
+            unpacker.skip()
+    return {name: found[name] for name in names}
+
+
 def _is_union(spec: Any) -> bool:
     return get_origin(spec) in (Union, UnionType)
 
