@@ -10,6 +10,7 @@ import trio
 from tractor.msg import NamespacePath, _ops
 from tractor.msg._codec import mk_codec, unpack_spec_types
 from tractor.msg._ops import PldRx, maybe_limit_plds
+from tractor.msg.types import Return, Started, Yield
 
 NSP = NamespacePath('builtins:len')
 CODEC = mk_codec(enc_hook=str, ext_types=[NamespacePath])
@@ -48,6 +49,31 @@ def test_a_limit_for_a_block(ctx, args, kwargs, pld, types):
 
     assert trio.run(main) == pld
     assert ctx._pld_rx.pld_dec is before
+
+
+class HookFailed(TypeError):
+    """What only the hook of this test raises."""
+
+
+def failing_hook(kind, value):
+    raise HookFailed('told') from LookupError('why')
+
+
+@pytest.mark.parametrize('kind', [Started, Yield, Return])
+@pytest.mark.parametrize('is_nested', [False, True])
+def test_a_type_error_of_the_hook_is_the_users(ctx, kind, is_nested):
+    """It propagates as it was raised; nothing is made of it for the context."""
+    ext_type = list[NamespacePath] if is_nested else NamespacePath
+    pld_rx = ctx._pld_rx
+    open_pld = pld_rx.open_yield if kind is Yield else pld_rx.decode_pld
+    msg = kind('c1', CODEC.raw([NSP] if is_nested else NSP))
+    with (
+        pld_rx.limit_plds(None, dec_hook=failing_hook, ext_types=[ext_type]),
+        pytest.raises(HookFailed, match='told') as caught,
+    ):
+        open_pld(msg, ctx)
+    assert type(caught.value.__cause__) is LookupError
+    assert caught.value.__context__ is None
 
 
 def test_no_limit(ctx):

@@ -79,7 +79,8 @@ class PldRx:
         try:
             return self._pld_dec.decode(msg.pld)
         except ValidationError as err:
-            raise self._refuse(msg, _ctx_of(ipc), err) from err
+            fault = self._fault(msg, _ctx_of(ipc), err)
+        raise fault
 
     def decode_pld(
         self,
@@ -101,6 +102,7 @@ class PldRx:
             is_started_send_side: It is a trial before sending: the error is ours.
         Raises:
             MsgTypeError: The payload is of the wrong type.
+            TypeError: Raised by the decoder's own hook.
             RemoteActorError: The message is an `Error`.
             trio.EndOfChannel: It is a `Stop`, and this side has a stream.
             MessagingError: It is none of what may come here.
@@ -113,9 +115,8 @@ class PldRx:
                 try:
                     return self._pld_dec.decode(msg.pld)
                 except ValidationError as err:
-                    if is_started_send_side:
-                        raise mk_pld_mte(msg, self._pld_dec) from err
-                    raise self._refuse(msg, ctx, err) from err
+                    fault = self._fault(msg, ctx, err, is_started_send_side)
+                raise fault
             case Error():
                 expected = getattr(expect_msg, '__name__', 'a payload')
                 ended = MessagingError(
@@ -137,6 +138,19 @@ class PldRx:
                 raise MessagingError(
                     f'got {type(msg).__name__} where {expected} was expected'
                 )
+
+    def _fault(
+        self, msg: Any, ctx: Context, err: ValidationError, is_ours: bool = False
+    ) -> Exception:
+        """Return what to raise for a payload that failed to decode."""
+        cause = err.__cause__
+        if isinstance(cause, TypeError) and self._pld_dec.hook is not None:
+            return cause
+        if not is_ours:
+            return self._refuse(msg, ctx, err)
+        mte = mk_pld_mte(msg, self._pld_dec)
+        mte.__cause__ = err
+        return mte
 
     def _refuse(self, msg: Any, ctx: Context, err: ValidationError) -> MsgTypeError:
         """Record a wrong payload as the context's remote error and return it."""

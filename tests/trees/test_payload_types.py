@@ -1,0 +1,56 @@
+"""Payloads of the wrong type between two actors: who is told, and what goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+import tractor
+from tractor import RemoteActorError
+from tractor.msg import NamespacePath, apply_codec, mk_codec
+from tractor.msg._ops import limit_plds
+
+
+def refuse(kind: type, value: object) -> Any:
+    raise TypeError(f'the hook refuses {value}')
+
+
+@tractor.context
+async def receive_by_hook(ctx: tractor.Context) -> None:
+    await ctx.started()
+    async with ctx.open_stream() as stream:
+        with limit_plds(None, dec_hook=refuse, ext_types=[NamespacePath]):
+            with pytest.raises(TypeError, match='the hook refuses a:b'):
+                await stream.receive()
+            await stream.receive()
+
+
+async def start(an: tractor.ActorNursery) -> tractor.Portal:
+    return await an.start_actor('child', enable_modules=[__name__])
+
+
+def test_a_type_error_of_a_hook_ends_no_context(run_tree):
+    """It is the error of the code that receives, in either kind of interpreter."""
+
+    async def body(an):
+        portal = await start(an)
+        codec = mk_codec(enc_hook=str, ext_types=[NamespacePath])
+
+        async def send_two():
+            async with (
+                portal.open_context(receive_by_hook) as (ctx, _),
+                ctx.open_stream() as stream,
+            ):
+                with apply_codec(codec):
+                    await stream.send(NamespacePath('a:b'))
+                    await stream.send(NamespacePath('c:d'))
+                await trio.sleep_forever()
+
+        with pytest.raises(RemoteActorError, match='the hook refuses c:d') as caught:
+            await send_two()
+        assert caught.value.boxed_type is TypeError
+        await an.cancel()
+
+    run_tree(body)
