@@ -8,7 +8,7 @@ import pytest
 import trio
 
 import tractor
-from tractor import RemoteActorError
+from tractor import MsgTypeError, RemoteActorError
 from tractor.msg import NamespacePath, apply_codec, mk_codec
 from tractor.msg._ops import limit_plds
 
@@ -25,6 +25,15 @@ async def receive_by_hook(ctx: tractor.Context) -> None:
             with pytest.raises(TypeError, match='the hook refuses a:b'):
                 await stream.receive()
             await stream.receive()
+
+
+@tractor.context
+async def stream_some(ctx: tractor.Context) -> str:
+    await ctx.started(0)
+    async with ctx.open_stream() as stream:
+        for value in (1, 'two', 3, 'four', 5):
+            await stream.send(value)
+    return 'done'
 
 
 async def start(an: tractor.ActorNursery) -> tractor.Portal:
@@ -51,6 +60,41 @@ def test_a_type_error_of_a_hook_ends_no_context(run_tree):
         with pytest.raises(RemoteActorError, match='the hook refuses c:d') as caught:
             await send_two()
         assert caught.value.boxed_type is TypeError
+        await an.cancel()
+
+    run_tree(body)
+
+
+@pytest.mark.parametrize('ends', [True, False])
+def test_a_wrong_stream_message_ends_the_context_if_told_to(run_tree, ends):
+    """By default the context is over; else only that message is lost."""
+
+    async def body(an):
+        portal = await start(an)
+
+        async def receive_all(got):
+            async with portal.open_context(stream_some) as (ctx, _):
+                ctx._cancel_on_msgerr = ends
+                with limit_plds(int | None):
+                    async with ctx.open_stream() as stream:
+                        while True:
+                            try:
+                                got.append(await stream.receive())
+                            except MsgTypeError as err:
+                                got.append(f'not {err.bad_msg.pld}')
+                                await trio.lowlevel.checkpoint()
+                            except trio.EndOfChannel:
+                                break
+                assert await ctx.wait_for_result() == 'done'
+
+        got = []
+        if ends:
+            with pytest.raises(MsgTypeError):
+                await receive_all(got)
+            assert got == [1, 'not two']
+        else:
+            await receive_all(got)
+            assert got == [1, 'not two', 3, 'not four', 5]
         await an.cancel()
 
     run_tree(body)

@@ -153,7 +153,11 @@ class PldRx:
         return mte
 
     def _refuse(self, msg: Any, ctx: Context, err: ValidationError) -> MsgTypeError:
-        """Record a wrong payload as the context's remote error and return it."""
+        """
+        Return the error for a peer's wrong payload.
+
+        It also ends the context, unless `Context._cancel_on_msgerr` is off.
+        """
         peer = ctx.chan.aid
         uid = peer.uid if peer is not None else ('<unknown>', '')
         bad = type(msg)(cid=msg.cid, pld=decode_any(msg.pld))
@@ -169,7 +173,8 @@ class PldRx:
         mte._boxed_type = ValidationError
         mte._extra_msgdata['_bad_msg'] = bad
         mte.__cause__ = err
-        ctx._set_remote_error(mte)
+        if ctx._cancel_on_msgerr:
+            ctx._set_remote_error(mte)
         return mte
 
     def recv_msg_nowait(
