@@ -10,6 +10,7 @@ that is called, and the message loop delivers into both.
 from __future__ import annotations
 
 import warnings
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 log = get_logger()
 
 CANCEL_TIMEOUT: Final = 0.616  # seconds that `Context.cancel()` waits for its ack
+
+# What can be encoded of these can be decoded.
+_SCALARS: Final = frozenset({NoneType, bool, int, float, str, bytes})
 
 
 class Unresolved:
@@ -383,7 +387,8 @@ class Context:
             strict_pld_parity: Also require that it arrives as an equal value.
         Raises:
             RuntimeError: Called on the parent side, or for the second time.
-            MsgTypeError: `value` is not of the context's payload type.
+            MsgTypeError: `value` is not of the context's payload type, or would not
+                arrive at all.
             TypeError: `value` cannot be encoded.
             TransportClosed: The connection is gone.
         """
@@ -393,10 +398,13 @@ class Context:
             raise RuntimeError(f'called .started() twice on context {self.cid}')
         pld = current_codec().raw(value)
         msg: Started[Any] = Started(cid=self.cid, pld=pld)
-        if validate_pld_spec and (
-            strict_pld_parity or self._pld_rx._pld_dec.spec is not Any
-        ):
-            validate_payload_msg(msg, value, self, strict_pld_parity=strict_pld_parity)
+        if validate_pld_spec:
+            if strict_pld_parity or self._pld_rx._pld_dec.spec is not Any:
+                validate_payload_msg(
+                    msg, value, self, strict_pld_parity=strict_pld_parity
+                )
+            elif type(value) not in _SCALARS:
+                self._pld_rx.decode_pld(msg, self, is_started_send_side=True)
         await self.chan.send(msg)
         self._started_called = True
         self._started_msg, self._started_pld = msg, value

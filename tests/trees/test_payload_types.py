@@ -9,7 +9,7 @@ import trio
 
 import tractor
 from tractor import MsgTypeError, RemoteActorError
-from tractor.msg import NamespacePath, apply_codec, mk_codec
+from tractor.msg import NamespacePath, Struct, apply_codec, mk_codec
 from tractor.msg._ops import limit_plds
 
 
@@ -25,6 +25,29 @@ async def receive_by_hook(ctx: tractor.Context) -> None:
             with pytest.raises(TypeError, match='the hook refuses a:b'):
                 await stream.receive()
             await stream.receive()
+
+
+class Key(Struct, frozen=True):  # can be encoded as the key of a map, not decoded
+    number: int
+
+
+@tractor.context
+async def start_with_a_bad_key(ctx: tractor.Context, check: bool) -> None:
+    if check:
+        with pytest.raises((MsgTypeError, TypeError)) as caught:
+            await ctx.started({Key(1): 2})
+        assert not getattr(caught.value, 'tb_str', None)
+        await ctx.started({'number': 1})
+    else:
+        await ctx.started({Key(1): 2}, validate_pld_spec=False)
+
+
+@tractor.context
+async def stream_a_bad_key(ctx: tractor.Context) -> None:
+    await ctx.started()
+    async with ctx.open_stream() as stream:
+        await stream.send({Key(1): 2})
+        await trio.sleep_forever()
 
 
 @tractor.context
@@ -97,4 +120,44 @@ def test_a_wrong_stream_message_ends_the_context_if_told_to(run_tree, ends):
             assert got == [1, 'not two', 3, 'not four', 5]
         await an.cancel()
 
+    run_tree(body)
+
+
+def test_a_first_value_that_cannot_be_decoded_is_not_sent(run_tree):
+    """Also where any type would do; then another value can be."""
+
+    async def body(an):
+        portal = await start(an)
+        async with portal.open_context(start_with_a_bad_key, check=True) as (_, first):
+            assert first == {'number': 1}
+        await an.cancel()
+
+    run_tree(body)
+
+
+def test_a_payload_that_cannot_be_decoded_is_refused(run_tree, spawn_backend):
+    """Where its sender does not look, its receiver finds it of no type at all."""
+
+    async def body(an):
+        portal = await start(an)
+
+        async def enter():
+            async with portal.open_context(start_with_a_bad_key, check=False):
+                pass
+
+        async def receive():
+            async with (
+                portal.open_context(stream_a_bad_key) as (ctx, _),
+                ctx.open_stream() as stream,
+            ):
+                await stream.receive()
+
+        for use in (enter, receive):
+            with pytest.raises(MsgTypeError, match='cannot be decoded') as caught:
+                await use()
+            assert 'map keys' in str(caught.value.__cause__)
+        await an.cancel()
+
+    if spawn_backend == 'subint':
+        pytest.skip('an isolated interpreter cannot encode it')
     run_tree(body)

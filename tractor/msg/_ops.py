@@ -19,6 +19,7 @@ from .._exceptions import InternalError, MessagingError, MsgTypeError
 from ..log import get_logger
 from ..runtime._state import current_ipc_ctx
 from ._codec import (
+    DecodeError,
     MsgDec,
     ValidationError,
     current_codec,
@@ -78,7 +79,7 @@ class PldRx:
         """Return a stream message's payload (the hot path of `decode_pld()`)."""
         try:
             return self._pld_dec.decode(msg.pld)
-        except ValidationError as err:
+        except DecodeError as err:
             fault = self._fault(msg, _ctx_of(ipc), err)
         raise fault
 
@@ -114,7 +115,7 @@ class PldRx:
             case Started() | Yield() | Return():
                 try:
                     return self._pld_dec.decode(msg.pld)
-                except ValidationError as err:
+                except DecodeError as err:
                     fault = self._fault(msg, ctx, err, is_started_send_side)
                 raise fault
             case Error():
@@ -140,19 +141,20 @@ class PldRx:
                 )
 
     def _fault(
-        self, msg: Any, ctx: Context, err: ValidationError, is_ours: bool = False
+        self, msg: Any, ctx: Context, err: DecodeError, is_ours: bool = False
     ) -> Exception:
         """Return what to raise for a payload that failed to decode."""
-        cause = err.__cause__
-        if isinstance(cause, TypeError) and self._pld_dec.hook is not None:
-            return cause
+        if isinstance(err, ValidationError) and self._pld_dec.hook is not None:
+            cause = err.__cause__
+            if isinstance(cause, TypeError):
+                return cause
         if not is_ours:
             return self._refuse(msg, ctx, err)
         mte = mk_pld_mte(msg, self._pld_dec)
         mte.__cause__ = err
         return mte
 
-    def _refuse(self, msg: Any, ctx: Context, err: ValidationError) -> MsgTypeError:
+    def _refuse(self, msg: Any, ctx: Context, err: DecodeError) -> MsgTypeError:
         """
         Return the error for a peer's wrong payload.
 
@@ -160,9 +162,9 @@ class PldRx:
         """
         peer = ctx.chan.aid
         uid = peer.uid if peer is not None else ('<unknown>', '')
-        bad = type(msg)(cid=msg.cid, pld=decode_any(msg.pld))
+        ours = mk_pld_mte(msg, self._pld_dec)
         wire = pack_from_raise(
-            mk_pld_mte(msg, self._pld_dec),
+            ours,
             cid=ctx.cid,
             src_uid=uid,
             relay_path=[uid],
@@ -171,7 +173,7 @@ class PldRx:
         if not isinstance(mte, MsgTypeError):
             raise InternalError(f'cannot unbox {wire}')
         mte._boxed_type = ValidationError
-        mte._extra_msgdata['_bad_msg'] = bad
+        mte._extra_msgdata['_bad_msg'] = ours.bad_msg
         mte.__cause__ = err
         if ctx._cancel_on_msgerr:
             ctx._set_remote_error(mte)
@@ -223,8 +225,14 @@ class PldRx:
 
 def mk_pld_mte(msg: Any, dec: MsgDec) -> MsgTypeError:
     """Return the error for a payload that does not match the decoder's type."""
-    value = decode_any(msg.pld)
     name = type(msg).__name__
+    try:
+        value = decode_any(msg.pld)
+    except DecodeError as err:
+        return MsgTypeError.from_decode(
+            message=f'invalid `{name}` msg payload, which cannot be decoded: {err}',
+            bad_msg=type(msg)(cid=msg.cid, pld=bytes(msg.pld)),
+        )
     return MsgTypeError.from_decode(
         message=(
             f'invalid `{name}` msg payload\n\n'
@@ -340,8 +348,8 @@ def validate_payload_msg(
 
     Raises:
         TypeError: It cannot be encoded.
-        MsgTypeError: It decodes to another type than the context's; returned
-            instead when `raise_mte` is false.
+        MsgTypeError: It cannot be decoded, or to another type than the context's only;
+            returned instead when `raise_mte` is false.
         ValueError: With `strict_pld_parity`, it decodes to something unequal.
     """
     ctx = _ctx_of(ipc)
