@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import trio
 
+from tractor._exceptions import MsgTypeError
 from tractor.msg import NamespacePath, _ops
-from tractor.msg._codec import mk_codec, unpack_spec_types
-from tractor.msg._ops import PldRx, maybe_limit_plds
+from tractor.msg._codec import current_codec, mk_codec, unpack_spec_types
+from tractor.msg._ops import PldRx, maybe_limit_plds, validate_payload_msg
 from tractor.msg.types import Return, Started, Yield
 
 NSP = NamespacePath('builtins:len')
@@ -74,6 +75,27 @@ def test_a_type_error_of_the_hook_is_the_users(ctx, kind, is_nested):
         open_pld(msg, ctx)
     assert type(caught.value.__cause__) is LookupError
     assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize('is_returned', [False, True])
+def test_a_value_that_would_change_on_its_way(ctx, is_returned):
+    """With strict parity it is refused like one of the wrong type."""
+    value = (1, 2)
+    msg = Started('c1', current_codec().raw(value))
+    assert validate_payload_msg(msg, value, ctx) is None
+    assert validate_payload_msg(msg, [1, 2], ctx, strict_pld_parity=True) is None
+    if is_returned:
+        error = validate_payload_msg(
+            msg, value, ctx, raise_mte=False, strict_pld_parity=True
+        )
+    else:
+        with pytest.raises(MsgTypeError) as caught:
+            validate_payload_msg(msg, value, ctx, strict_pld_parity=True)
+        error = caught.value
+    assert type(error) is MsgTypeError
+    assert error.message == '`Started.pld`: (1, 2) would arrive as [1, 2]'
+    assert error.bad_msg == Started('c1', [1, 2])
+    assert not error.tb_str
 
 
 def test_no_limit(ctx):

@@ -349,17 +349,21 @@ def validate_payload_msg(
     Raises:
         TypeError: It cannot be encoded.
         MsgTypeError: It cannot be decoded, or to another type than the context's only;
-            returned instead when `raise_mte` is false.
-        ValueError: With `strict_pld_parity`, it decodes to something unequal.
+            with `strict_pld_parity` also if to something unequal.  Returned instead
+            when `raise_mte` is false.
     """
     ctx = _ctx_of(ipc)
     wire = current_codec().round_trip(pld_msg)
     try:
         decoded = ctx._pld_rx.decode_pld(wire, ipc, is_started_send_side=True)
+        if strict_pld_parity and decoded != pld_value:
+            name = type(pld_msg).__name__
+            raise MsgTypeError.from_decode(
+                message=f'`{name}.pld`: {pld_value!r} would arrive as {decoded!r}',
+                bad_msg=type(pld_msg)(cid=pld_msg.cid, pld=decode_any(wire.pld)),
+            )
     except MsgTypeError as mte:
         if not raise_mte:
             return mte
         raise
-    if strict_pld_parity and decoded != pld_value:
-        raise ValueError(f'{pld_value!r} would arrive as {decoded!r}')
     return None
