@@ -29,6 +29,9 @@ class Address(Protocol):
     def is_valid(self) -> bool: ...
 
     @property
+    def system_chooses(self) -> bool: ...
+
+    @property
     def bindspace(self) -> Any: ...
 
     @classmethod

@@ -136,6 +136,11 @@ class TCPAddress(Struct, frozen=True):  # type: ignore[misc]
         return self._host
 
     @property
+    def system_chooses(self) -> bool:
+        """Whether the port is known only once it is bound."""
+        return self._port == 0
+
+    @property
     def is_valid(self) -> bool:
         """Whether one can dial it, and only from this host or a private network."""
         from ipaddress import ip_address  # of use to few, see `_family()`

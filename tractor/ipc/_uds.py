@@ -199,6 +199,11 @@ class UDSAddress(Struct, frozen=True):  # type: ignore[misc]
         """Whether the file is below the directory."""
         return self.bindspace in self.sockpath.parents
 
+    @property
+    def system_chooses(self) -> bool:
+        """Never, unlike a port: the name is known before it is bound."""
+        return False
+
     def __repr__(self) -> str:
         pid = '<unknown-pid>' if self.maybe_pid is None else self.maybe_pid
         filedir = '<runtime-dir>' if self.filedir is None else self.filedir

@@ -32,6 +32,7 @@ from ._msgloop import _start, process_messages
 from ._rpc import try_ship_error_to_remote
 
 if TYPE_CHECKING:
+    from ..ipc._server import Endpoint
     from ._runtime import Actor
 
 log = get_logger()
@@ -142,7 +143,9 @@ async def _run_services(
                         actor._ipc_server = server
                         actor.load_modules()
                         addrs = accept_addrs or _random_addrs(actor)
-                        await server.listen_on(accept_addrs=addrs)
+                        bound = await server.listen_on(accept_addrs=addrs)
+                        if actor.is_registrar:
+                            _fill_in_ports(actor, addrs, bound)
                         await _go_live(actor, root_tn)
                         # A scope around all of this cancels the program's own tasks
                         # first; the runtime serves them until they have ended.
@@ -158,6 +161,21 @@ async def _run_services(
         actor.lifetime_stack.close()
         if actor._parent_loop is not None:
             actor._parent_loop.cancel()
+
+
+def _fill_in_ports(registrar: Actor, asked: list[Any], bound: list[Endpoint]) -> None:
+    """Put the ports that the system chose into the registry addresses."""
+    if not any(addr.system_chooses for addr in registrar.registry_addrs):
+        return
+    chosen: dict[Any, list[Any]] = {}
+    for addr, endpoint in zip(asked, bound, strict=True):
+        chosen.setdefault(wrap_address(addr), []).append(endpoint.addr)
+    # Of equal ones those of the registry come last, see `elect_root()`.
+    found = [
+        chosen[addr].pop() if addr.system_chooses and chosen.get(addr) else addr
+        for addr in registrar.registry_addrs
+    ]
+    registrar.reg_addrs = [addr.unwrap() for addr in found]
 
 
 def _random_addrs(actor: Actor) -> list[Any]:
