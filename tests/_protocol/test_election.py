@@ -20,6 +20,7 @@ class Addr:
 
     def __init__(self, proto_key: str, where: str) -> None:
         self.proto_key, self.where = proto_key, where
+        self.system_chooses = where == 'any'
 
     def __repr__(self) -> str:
         return f'{self.proto_key}:{self.where}'
@@ -95,6 +96,18 @@ def test_a_registrar_binds_the_union_once():
     )
     assert won.registry_addrs == [T1, T2]
     assert won.bind_addrs == [T2, MINE, T1]
+
+
+def test_what_the_system_chooses_is_bound_each_time():
+    """Two such addresses are two, though they are equal until they are bound."""
+    anywhere = Addr('tcp', 'any')
+    won = elect(
+        [(anywhere, 'absent'), (T1, 'absent'), (anywhere, 'absent')],
+        bind_addrs=[anywhere, anywhere],
+        enable_transports=['tcp'],
+    )
+    assert won.registry_addrs == [anywhere, T1, anywhere]
+    assert won.bind_addrs == [anywhere, anywhere, anywhere, T1, anywhere]
 
 
 def test_a_joined_root_never_binds_the_registry():

@@ -40,3 +40,17 @@ def test_a_registry_is_known_by_the_port_it_got():
     before = list(_state._runtime_vars['_registry_addrs'])
     trio.run(main)
     assert _state._runtime_vars['_registry_addrs'] == before
+
+
+def test_each_port_that_is_asked_for_is_bound():
+    """Two that the system chooses are not the same, though they are written alike."""
+
+    async def main():
+        with trio.fail_after(DEADLINE):
+            async with tractor.open_root_actor(
+                registry_addrs=[ANY_PORT], tpt_bind_addrs=[ANY_PORT, ANY_PORT]
+            ) as root:
+                assert len(set(root.accept_addrs)) == 3
+                assert root.reg_addrs == root.accept_addrs[2:]
+
+    trio.run(main)

@@ -4,7 +4,7 @@ What a new root becomes, decided from what its registry addresses answered.
 A root that finds a registrar joins it and never binds the registrar's address; one
 that finds every address free becomes the registrar itself; anything between is an
 error, since two registries for one address would split the tree's view.  These
-functions see addresses only through `proto_key`; the random addresses they ask for
+functions see addresses only through `HasProto`; the random addresses they ask for
 are drawn by `tractor.discovery._api.elect_root()`, which also does the probing.
 """
 
@@ -25,6 +25,9 @@ class HasProto(Protocol):
 
     @property
     def proto_key(self) -> str: ...
+
+    @property
+    def system_chooses(self) -> bool: ...
 
 
 class Election[A]:
@@ -159,12 +162,18 @@ def elect[A: HasProto](
     )
 
 
-def _unique[T](items: Iterable[T]) -> list[T]:
-    """Return the items without repeats, in order."""
-    return list(dict.fromkeys(items))
+def _unique[A: HasProto](addrs: Iterable[A]) -> list[A]:
+    """Return the addresses in order without repeats, which no two unbound ones are."""
+    seen: set[A] = set()
+    found = []
+    for addr in addrs:
+        if addr.system_chooses or addr not in seen:
+            seen.add(addr)
+            found.append(addr)
+    return found
 
 
 def _missing(protos: Sequence[str], addrs: Iterable[HasProto]) -> list[str]:
     """Return the transports that none of `addrs` serves."""
     served = {addr.proto_key for addr in addrs}
-    return [proto for proto in _unique(protos) if proto not in served]
+    return [proto for proto in dict.fromkeys(protos) if proto not in served]

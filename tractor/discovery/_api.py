@@ -577,8 +577,9 @@ async def elect_root(
     )
     if election.is_registrar:
         own = election.registry_addrs
-        wanted = [addr for addr in election.bind_addrs if addr not in own]
-        election.bind_addrs = [*wanted, *sorted(own, key=_bind_rank)]
+        for addr in own:
+            election.bind_addrs.remove(addr)
+        election.bind_addrs += sorted(own, key=_bind_rank)
     drawn = [addr.get_random(bindspace=addr.bindspace) for addr in election.bind_near]
     drawn += [get_address_cls(key).get_random() for key in election.bind_protos]
     election.bind_addrs = [*election.bind_addrs, *drawn]
