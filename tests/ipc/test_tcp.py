@@ -176,6 +176,29 @@ def test_an_authenticated_connection_carries_messages():
     assert seen['client'] == seen['server']
 
 
+@pytest.mark.parametrize('first', ['send', 'recv'])
+def test_who_skips_the_handshake_is_told(first):
+    """Whatever comes of it, the error names what comes before any message."""
+
+    async def talk(transport):
+        while True:
+            if first == 'send':
+                await transport.send(Stop('too early'))
+            else:
+                await transport.recv()
+
+    async def client(transport):
+        with pytest.raises(TransportClosed, match=r'Channel\._do_handshake'):
+            await talk(transport)
+
+    async def server(transport):
+        with pytest.raises(TransportClosed) as caught:
+            await transport.authenticate()
+        assert '_do_handshake' not in str(caught.value)
+
+    connected(client, server)
+
+
 @pytest.mark.skipif(not hasattr(socket, 'TCP_KEEPIDLE'), reason='not on this platform')
 def test_a_host_that_is_gone_is_missed():
     """Both sides ask a silent peer for a sign of life, for half a minute in all."""

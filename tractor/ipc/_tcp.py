@@ -189,6 +189,7 @@ class MsgpackTCPStream(MsgpackTransport):
     address_type: ClassVar[type[Any]] = TCPAddress
 
     _role: _auth.Role = 'server'
+    _is_proving: bool = False  # or has proved, or failed to
 
     def __init__(
         self,
@@ -259,6 +260,7 @@ class MsgpackTCPStream(MsgpackTransport):
                 a forwarder.
             RuntimeFailure: The connecting side has no usable cookie.
         """
+        self._is_proving = True
         try:
             key = _auth.load_cookie()
         except RuntimeFailure as err:
@@ -283,6 +285,14 @@ class MsgpackTCPStream(MsgpackTransport):
         ours, others = self.laddr.unwrap(), self.raddr.unwrap()
         client, server = (ours, others) if self._role == 'client' else (others, ours)
         return _auth.ends_of(client, server)
+
+    def _closed(self, message: str, *args: Any, **kwargs: Any) -> TransportClosed:
+        if self._role == 'client' and not self._is_proving:
+            message += (
+                '; over TCP `Channel._do_handshake()` comes before any other message, '
+                'it authenticates the connection'
+            )
+        return super()._closed(message, *args, **kwargs)
 
     async def _send_bytes(self, data: bytes) -> None:
         await self._send_by_stream(bytearray(data))
