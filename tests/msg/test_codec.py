@@ -305,6 +305,15 @@ def test_ext_dec():
     assert type(msg.pld) is NamespacePath
 
 
+@pytest.mark.parametrize('spec', [int, int | str])
+def test_ext_dec_beside_another_type(spec):
+    """Nothing decodes to both: the error names the two."""
+    ext_dec = mk_dec(None, dec_hook=dec_nsp, ext_types=[NamespacePath])
+    text = r'`ipc_pld_spec` int.* `ext_dec` .*NamespacePath.* take `Raw`'
+    with pytest.raises(TypeError, match=text):
+        mk_codec(spec, ext_dec=ext_dec)
+
+
 # the current codec
 
 

@@ -103,6 +103,10 @@ def _name(spec: Any) -> str:
     return str(getattr(spec, '__name__', spec))
 
 
+def _names(spec: Any) -> str:
+    return '|'.join(map(_name, _members(spec)))
+
+
 def unpack_spec_types(spec: Any) -> set[Any]:
     """Return a union's members, or the one type, as a set."""
     return set(_members(spec))
@@ -136,7 +140,7 @@ class MsgDec(Struct):
     @property
     def spec_str(self) -> str:
         """Names of the union's members in order, joined by `|`."""
-        return '|'.join(_name(member) for member in _members(self.spec))
+        return _names(self.spec)
 
     @property
     def pld_spec_str(self) -> str:
@@ -344,7 +348,7 @@ def mk_codec(
         ext_types: The types that `enc_hook` takes.
         ext_dec: Decode extension types within messages with this decoder's hook.
     Raises:
-        TypeError: An `enc_hook` without `ext_types`.
+        TypeError: An `enc_hook` without `ext_types`; types no frame tells apart.
         ValueError: Another `libname`.
     """
     if libname != 'msgspec':
@@ -354,12 +358,21 @@ def mk_codec(
     dec_hook: DecHook | None = None
     if ext_dec is not None:
         dec_hook = ext_dec.hook
-        ipc_pld_spec = Union[(ipc_pld_spec, ext_dec.spec, *(ext_types or ()))]
+        plain_spec = ipc_pld_spec
+        ipc_pld_spec = Union[(plain_spec, ext_dec.spec, *(ext_types or ()))]
     msg_spec, _ = mk_msg_spec(ipc_pld_spec)
+    try:
+        dec = msgpack.Decoder(msg_spec, dec_hook=dec_hook)
+    except TypeError as err:
+        if ext_dec is None:
+            raise
+        raise TypeError(
+            f'no frame tells a payload of `ipc_pld_spec` {_names(plain_spec)} from '
+            f'what `ext_dec` makes, {ext_dec.spec_str}; take `Raw` as `ipc_pld_spec`, '
+            'and `limit_plds()` where they are received'
+        ) from err
     return MsgCodec(
-        _enc=msgpack.Encoder(enc_hook=enc_hook),
-        _dec=msgpack.Decoder(msg_spec, dec_hook=dec_hook),
-        _pld_spec=ipc_pld_spec,
+        _enc=msgpack.Encoder(enc_hook=enc_hook), _dec=dec, _pld_spec=ipc_pld_spec
     )
 
 
