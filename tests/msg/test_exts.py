@@ -17,6 +17,7 @@ from tractor.msg._exts import dec_type_union, enc_type_union
     [
         (Any, ['Any']),
         (int, ['int']),
+        (None, ['NoneType']),
         (NamespacePath | None, ['NamespacePath', 'NoneType']),
         (Union[str, int, None], ['str', 'int', 'NoneType']),  # noqa: UP007
     ],

@@ -18,7 +18,9 @@ def enc_type_union(union_or_type: Any) -> list[str]:
         members: tuple[Any, ...] = get_args(union_or_type)
     else:
         members = (union_or_type,)
-    return [member.__qualname__ for member in members]
+    return [
+        (type(None) if member is None else member).__qualname__ for member in members
+    ]
 
 
 def dec_type_union(type_names: Sequence[str], mods: Sequence[ModuleType] = ()) -> Any:
