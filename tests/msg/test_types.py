@@ -97,6 +97,15 @@ def decoder():
     return msgpack.Decoder(mk_msg_spec(Raw)[0])
 
 
+def test_dicts_with_keys_of_any_kind(decoder):
+    """A program's own data, and what came instead of a message, may have them."""
+    odd = {1: 2, None: 3}
+    spec = SpawnSpec(odd, {}, {}, [('h', 1)], None)
+    error = Error(UID, 'E', 'E', [UID], cid='c', _bad_msg_as_dict=odd)
+    for msg in (spec, error):
+        assert decoder.decode(msgpack.encode(msg)) == msg
+
+
 @pytest.mark.parametrize('cls', FIELDS, ids=lambda cls: cls.__name__)
 def test_fields_and_defaults(cls):
     """Fields come in the listed order with the listed defaults, others required."""

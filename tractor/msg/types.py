@@ -101,7 +101,7 @@ class Aid(pretty_struct.Struct, tag_field=_TAG_FIELD, tag=True):
 class SpawnSpec(pretty_struct.Struct, tag_field=_TAG_FIELD, tag=True):
     """What a parent tells its child, right after the exchange of `Aid`s."""
 
-    _parent_main_data: dict[str, Any]
+    _parent_main_data: dict[Any, Any]
     _runtime_vars: dict[str, Any]
     enable_modules: dict[str, str]  # module path -> file path
     reg_addrs: list[tuple[str, str | int]]
@@ -178,7 +178,7 @@ class Error(Struct, tag_field=_TAG_FIELD, tag=True):
     sender: tuple[str, str] | None = None  # of a message that overran a stream
     cid: str | None = None
     _bad_msg: Started[Any] | Yield[Any] | Return[Any] | None = None
-    _bad_msg_as_dict: dict[str, Any] | None = None
+    _bad_msg_as_dict: dict[Any, Any] | None = None
 
 
 _runtime_msgs: Final[list[type[Struct]]] = [
