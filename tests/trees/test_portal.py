@@ -25,6 +25,10 @@ class Key(Struct, frozen=True):  # can be encoded as the key of a map, not decod
     number: int
 
 
+async def give_a_struct_as_key() -> dict[Key, str]:
+    return {Key(1): 'one'}
+
+
 async def give(value: object = None) -> object:
     return value
 
@@ -513,6 +517,20 @@ def test_runtime_can_be_opened_again(run_tree):
         assert variables['_root_addrs'] == []
         assert variables['_root_mailbox'] is None
         assert variables['_debug_mode'] is False
+
+
+def test_result_that_cannot_be_decoded_is_an_error_of_the_call(run_tree):
+    """It names the message; the portal goes on to work."""
+
+    async def body(an):
+        portal = await start(an)
+        with pytest.raises(RemoteActorError) as caught:
+            await portal.run(give_a_struct_as_key)
+        assert isinstance(caught.value, MsgTypeError) or 'struct' in str(caught.value)
+        assert await portal.run(give, value=1) == 1
+        await an.cancel()
+
+    run_tree(body)
 
 
 def test_calls_leave_nothing_behind(run_tree):

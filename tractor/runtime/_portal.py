@@ -22,7 +22,7 @@ from .._exceptions import ActorTooSlowError, NoResult
 from .._open_ctx import open_context_from_portal
 from .._streaming import MsgStream
 from ..log import get_logger
-from ..msg._codec import decode_any
+from ..msg._codec import DecodeError, decode_any
 from ..msg.ptr import NamespacePath
 from ..msg.types import CancelAck, Return, Start, StartAck
 from ..trionics._beg import strip
@@ -97,7 +97,7 @@ class Portal:
                 another one of that name.
             RemoteActorError: It failed, or could not be started.
             ContextCancelled: Somebody else cancelled it.
-            MsgTypeError: `kwargs` cannot be encoded.
+            MsgTypeError: `kwargs` cannot be encoded, or the result not decoded.
             TransportClosed: The connection is, or gets, lost.
         """
         if isinstance(func, str):
@@ -143,7 +143,10 @@ class Portal:
             while True:
                 msg = await ctx._next_msg()
                 if type(msg) is Return:
-                    return decode_any(msg.pld)  # no payload type applies to a call
+                    try:
+                        return decode_any(msg.pld)  # no payload type applies to a call
+                    except DecodeError:
+                        return ctx._pld_rx.decode_pld(msg, ctx)  # raises what it means
                 if type(msg) is CancelAck:
                     return msg.pld
                 if type(msg) is StartAck and msg.functype == 'asyncgen':
