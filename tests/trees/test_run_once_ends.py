@@ -138,6 +138,20 @@ def test_error_that_the_user_took_is_not_raised_again(run_tree):
     run_tree(body)
 
 
+@no_signals
+def test_exit_that_the_user_has_seen_is_no_death(run_tree):
+    """The status of the process says no more than the error did."""
+
+    async def body(an):
+        portal = await an.run_in_actor(leave)
+        with pytest.raises(RemoteActorError) as caught:
+            await portal.wait_for_result()
+        assert caught.value.boxed_type is SystemExit
+        await be_gone(an)
+
+    run_tree(body)
+
+
 def test_cancelled_child_has_no_error(run_tree):
     """That its main task was cancelled is what was asked for."""
 

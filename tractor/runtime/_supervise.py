@@ -347,7 +347,10 @@ class ActorNursery:
             # It had no time to take itself out of the registries.
             self._actor._start_internal(unregister_actor, self._actor, uid)
         error = _delivered_error(portal)
-        died = self._sup.ended(uid, orderly=death is None or uid in self._killed)
+        # Its status is then no news: the user has seen what it stands for.
+        told = self._sup.children[uid].taken and _is_exit(error)
+        orderly = death is None or uid in self._killed or told
+        died = self._sup.ended(uid, orderly)
         if isinstance(death, ActorUnkillable):
             # Worth telling whatever else went wrong, also with this child.
             died, death.__cause__ = True, self._sup.errors.pop(uid, None)
@@ -500,6 +503,11 @@ def _delivered_error(portal: Portal | None) -> BaseException | None:
     """Return the error of a run-once child's main task, if it has come."""
     main = None if portal is None else portal._main
     return None if main is None else main._remote_error
+
+
+def _is_exit(error: BaseException | None) -> bool:
+    """Whether a main task ended its own process."""
+    return getattr(error, 'boxed_type_str', None) == 'SystemExit'
 
 
 def _violation(portal: Portal | None) -> BaseException | None:
