@@ -30,6 +30,7 @@ DEFERRED: Final = {
     ('_exceptions', 'msg/pretty_struct'): 'only to render the message of an error',
     ('_exceptions', 'msg/types'): 'only to make a message of a dict again',
     ('_root', 'discovery/_registry'): 'one actor of a tree is the registrar',
+    ('discovery/_dial', 'runtime/_local_portal'): 'one actor of a tree needs it',
     (
         'runtime/_runtime',
         'spawn/_mp_fixup_main',

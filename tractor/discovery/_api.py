@@ -40,6 +40,7 @@ from tractor.discovery._dial import (
     AnyAddress,
     RegistryPortal,
     open_addr_portal,
+    portal_to_itself,
 )
 from tractor.discovery._rank import _is_local_addr as _is_local_addr
 from tractor.discovery._rank import prefer_addr as prefer_addr
@@ -48,7 +49,7 @@ from tractor.ipc._chan import Channel, _connect_chan
 from tractor.log import get_logger
 from tractor.msg.types import Aid
 from tractor.runtime import _state
-from tractor.runtime._portal import LocalPortal, Portal
+from tractor.runtime._portal import Portal
 from tractor.runtime._state import current_actor
 from tractor.trionics._beg import collapse_eg
 
@@ -90,7 +91,7 @@ async def get_registry(
     """
     actor = current_actor()
     if actor.is_registrar:
-        yield LocalPortal(actor, Channel())
+        yield portal_to_itself(actor)
         return
     async with open_addr_portal(addr) as portal:
         yield portal
@@ -105,7 +106,7 @@ async def _open_registry(addr: AnyAddress | None) -> AsyncGenerator[RegistryPort
     """
     actor = current_actor()
     if actor.is_registrar and (addr is None or _listens_at(actor, addr)):
-        yield LocalPortal(actor, Channel())
+        yield portal_to_itself(actor)
         return
     async with open_addr_portal(addr) as portal:
         yield portal

@@ -11,21 +11,33 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from math import inf
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from tractor._exceptions import RemoteActorError, TransportClosed
 from tractor.discovery._addr import Address, UnwrappedAddress
-from tractor.ipc._chan import _connect_chan
-from tractor.runtime._portal import LocalPortal, Portal, open_portal
+from tractor.ipc._chan import Channel, _connect_chan
+from tractor.runtime._portal import Portal, open_portal
 from tractor.trionics._beg import collapse_eg
+
+if TYPE_CHECKING:
+    from tractor.runtime._local_portal import LocalPortal
+    from tractor.runtime._runtime import Actor
 
 type AnyAddress = Address | UnwrappedAddress | str
 type RegistryPortal = Portal | LocalPortal
 
 # What it is like to ask a registrar that is not there, leaves, or is none.
 UNREACHABLE: Final = (OSError, TransportClosed, RemoteActorError)
+
+
+@trio.lowlevel.enable_ki_protection
+def portal_to_itself(actor: Actor) -> LocalPortal:
+    """Return what a registrar uses where others dial it."""
+    from tractor.runtime._local_portal import LocalPortal  # one actor of a tree
+
+    return LocalPortal(actor, Channel())
 
 
 @asynccontextmanager

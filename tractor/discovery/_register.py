@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from tractor._exceptions import TransportClosed
-from tractor.discovery._dial import UNREACHABLE, RegistryPortal, open_addr_portal
-from tractor.ipc._chan import Channel
+from tractor.discovery._dial import (
+    UNREACHABLE,
+    RegistryPortal,
+    open_addr_portal,
+    portal_to_itself,
+)
 from tractor.log import get_logger
 from tractor.runtime import _state
-from tractor.runtime._portal import LocalPortal
 from tractor.trionics._beg import collapse_eg
 
 if TYPE_CHECKING:
@@ -101,7 +104,7 @@ async def register_actor(actor: Actor, tn: trio.Nursery) -> None:
             await tn.start(_stay_registered, actor, registry_addr)
 
     if actor.is_registrar:
-        await _announce(actor, LocalPortal(actor, Channel()))
+        await _announce(actor, portal_to_itself(actor))
         return
     await _for_each(actor.reg_addrs, register)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from sys import modules
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +18,7 @@ import trio
 
 from .._boxing import lost_peer
 from .._exceptions import ActorTooSlowError, NoResult
+from .._lazy import lazy_exports
 from .._open_ctx import open_context_from_portal
 from .._streaming import MsgStream
 from ..log import get_logger
@@ -337,41 +337,6 @@ class Portal:
             self.actor._forget_context(ctx)
 
 
-@dataclass(eq=False, slots=True)
-class LocalPortal:
-    """
-    What stands for a portal to this very actor: direct calls, no connection.
-
-    Args:
-        actor: The local actor.
-        channel: A channel without a transport.
-    """
-
-    actor: Actor
-    channel: Channel
-
-    @property
-    def chan(self) -> Channel:
-        """The channel without a transport."""
-        return self.channel
-
-    async def run_from_ns(self, ns: str, func_name: str, **kwargs: Any) -> Any:
-        """
-        Call a method of the actor (`ns == 'self'`), or a function of a module.
-
-        Raises:
-            AttributeError: There is none of that name.
-        """
-        if ns == 'self':
-            return await getattr(self.actor, func_name)(**kwargs)
-        import importlib  # only for this rare case
-
-        return await getattr(importlib.import_module(ns), func_name)(**kwargs)
-
-    def __repr__(self) -> str:
-        return f'<LocalPortal of {self.actor.aid.reprol()}>'
-
-
 @asynccontextmanager
 async def open_portal(
     channel: Channel,
@@ -421,3 +386,9 @@ async def open_portal(
                 loop.cancel()
     except BaseExceptionGroup as group:
         raise strip(group) from None
+
+
+# Only a registrar stands in for a portal to itself.
+__getattr__ = lazy_exports(
+    __name__, {'LocalPortal': 'tractor.runtime._local_portal:LocalPortal'}
+)[0]
