@@ -139,6 +139,12 @@ def test_unwrapping_what_is_unknown_gives_a_runtime_error():
     assert str(made) == 'x'
 
 
+def test_one_line_form_keeps_the_first_field():
+    """An error that was made here has no boxed type to leave out."""
+    error = ContextCancelled('x', canceller=('boss', 'uuid'))
+    assert "canceller=('boss', 'uuid')" in error.reprol()
+
+
 def test_only_who_asks_for_the_canceller_is_warned(monkeypatch):
     """A missing one is logged when it is read, not when the error is shown."""
     warned = []

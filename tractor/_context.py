@@ -206,7 +206,8 @@ class Context:
     def _is_own_ack(self, error: BaseException | None) -> bool:
         if not isinstance(error, ContextCancelled):
             return False
-        return is_own_ack(self._cancel_called, True, error.canceller, self._own_uid)
+        canceller = error._shown('canceller')
+        return is_own_ack(self._cancel_called, True, canceller, self._own_uid)
 
     def _is_absorbed(self, error: BaseException | None) -> bool:
         """Whether it only shows that the task was ended by our own `cancel()`."""

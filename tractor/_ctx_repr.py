@@ -29,7 +29,7 @@ def state(ctx: Context) -> str:
         if ctx._is_own_ack(error):
             return 'self-cancelled'
         peer = ctx.chan.aid
-        by_peer = peer is not None and error.canceller == peer.uid
+        by_peer = peer is not None and error._shown('canceller') == peer.uid
         return 'peer-cancelled' if by_peer else 'actor-cancelled'
     if ctx.maybe_error is not None:
         return 'errored'

@@ -338,7 +338,8 @@ class RemoteActorError(Exception):
 
     def reprol(self) -> str:
         """Return one line: class, boxed type and the key fields."""
-        fields = ', '.join(self._fields_str().splitlines()[1:])
+        lines = self._fields_str().splitlines()
+        fields = ', '.join(line for line in lines if not line.startswith('boxed_type='))
         return f'{type(self).__name__}[{self.boxed_type_str}]({fields})'
 
     def unwrap(self) -> BaseException:
