@@ -10,9 +10,11 @@ carries out the steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
+
+from tractor._protocol.verdict import leaves
 
 Uid = tuple[str, str]
 
@@ -253,12 +255,12 @@ class Supervision:
         children = self.errors
         if own is not None:
             own = self._without_symptoms(own)
-        if own is not None and any(map(_is_interrupt, _leaves(own))):
+        if own is not None and any(map(_is_interrupt, leaves(own))):
             own = _without(own, lambda exc: self._is_echo(exc)) or own
             children = {
                 uid: exc for uid, exc in children.items() if not self._is_echo(exc)
             }
-        told = set() if own is None else {id(leaf) for leaf in _leaves(own)}
+        told = set() if own is None else {id(leaf) for leaf in leaves(own)}
         found = [exc for exc in children.values() if id(exc) not in told]
         if own is not None and not (
             found and _is_only(own, lambda exc: isinstance(exc, is_cancelled))
@@ -273,7 +275,7 @@ class Supervision:
         is_symptom = _is_symptom_of(*self._dead)
         if not self._dead:
             return own
-        for leaf in _leaves(own):
+        for leaf in leaves(own):
             if is_symptom(leaf):
                 death = self.errors[leaf.peer]  # type: ignore[attr-defined]
                 if death.__cause__ is None:
@@ -310,15 +312,6 @@ def _is_interrupt(exc: BaseException) -> bool:
 def _is_symptom_of(*uids: Uid) -> Callable[[BaseException], bool]:
     """Return what tells errors that only say one of these peers cannot be reached."""
     return lambda exc: getattr(exc, 'peer', None) in uids
-
-
-def _leaves(exc: BaseException) -> Iterator[BaseException]:
-    """Give every exception of a possible group that is no group itself."""
-    if not isinstance(exc, BaseExceptionGroup):
-        yield exc
-        return
-    for inner in exc.exceptions:
-        yield from _leaves(inner)
 
 
 def _is_only(exc: BaseException, rule: Callable[[BaseException], bool]) -> bool:

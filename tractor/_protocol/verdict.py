@@ -9,6 +9,7 @@ end (`canceller_of`, `is_own_ack`), what leaves the block of the side that opene
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Final
 
@@ -135,3 +136,12 @@ def ship(ended: Ended, has_remote_error: bool) -> Ship:
     if ended is Ended.OWN_SCOPE:
         return Ship.REMOTE_ERROR if has_remote_error else Ship.CANCELLED
     return Ship.NOTHING
+
+
+def leaves(exc: BaseException) -> Iterator[BaseException]:
+    """Give every exception of a possible group that is no group itself."""
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from leaves(inner)
+    else:
+        yield exc

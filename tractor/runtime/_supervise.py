@@ -302,24 +302,25 @@ class ActorNursery:
         self._tell_delivered(uid)
         self._sup.asked(uid, reachable)
 
+    def _portal_of(self, uid: Uid) -> Portal | None:
+        return self._children[uid][2] if uid in self._children else None
+
     def _tell_delivered(self, uid: Uid) -> None:
         """An error that a child had before it is asked to end is its own."""
-        portal = self._children[uid][2] if uid in self._children else None
-        if _delivered_error(portal) is not None:
+        if _delivered_error(self._portal_of(uid)) is not None:
             self._sup.delivered(uid)
 
     def _child_farewell(self, uid: Uid) -> None:
         self._farewells.add(uid)
-        portal = self._children[uid][2] if uid in self._children else None
         # A main task that was cancelled may be so by whoever asked the child to end.
-        if not isinstance(_delivered_error(portal), ContextCancelled):
+        if not isinstance(_delivered_error(self._portal_of(uid)), ContextCancelled):
             self._tell_delivered(uid)
         self._sup.farewell(uid)
 
     def _child_lost(self, chan: Channel, by_us: bool) -> None:
         """A child without its parent's channel ends; whose doing that is matters."""
         uid = _chan_uid(chan)
-        portal = self._children[uid][2] if uid in self._children else None
+        portal = self._portal_of(uid)
         if portal is not None and portal.chan is chan:
             self._sup.asked(uid, reachable=by_us)
 

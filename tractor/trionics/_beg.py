@@ -12,11 +12,13 @@ and by applications.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, Collection, Iterator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
 from typing import Final, Literal, NoReturn
 
 import trio
+
+from tractor._protocol.verdict import leaves
 
 COLLAPSE_NOTE: Final = '( ^^^ this exc was collapsed from a group ^^^ )'
 
@@ -89,17 +91,8 @@ def strip(exc: BaseException) -> BaseException:
         inner = inner.exceptions[0]
     if not isinstance(inner, BaseExceptionGroup):
         return collapse(exc)
-    first, *others = _leaves(inner)
+    first, *others = leaves(inner)
     return inner if any(leaf is not first for leaf in others) else first
-
-
-def _leaves(exc: BaseException) -> Iterator[BaseException]:
-    """Give every exception of a possible group that is no group itself."""
-    if isinstance(exc, BaseExceptionGroup):
-        for inner in exc.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield exc
 
 
 def raise_as_is(exc: BaseException) -> NoReturn:
