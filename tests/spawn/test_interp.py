@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 import trio
+from trio._core._run import GLOBAL_RUN_CONTEXT
 
 import tractor
 from tractor._context import Unresolved
@@ -59,6 +60,17 @@ async def stay(ctx: tractor.Context, how: str) -> None:
 @tractor.context
 async def shielded(ctx: tractor.Context) -> None:
     """Do not listen to a cancellation."""
+    await ctx.started()
+    with trio.CancelScope(shield=True):
+        await trio.sleep_forever()
+
+
+@tractor.context
+async def deaf(ctx: tractor.Context) -> None:
+    """Do not listen, nor does the task any more that other threads can wake."""
+    token = trio.lowlevel.current_trio_token()
+    epoll = GLOBAL_RUN_CONTEXT.runner.io_manager._epoll
+    epoll.unregister(token._reentry_queue.wakeup.wakeup_sock)
     await ctx.started()
     with trio.CancelScope(shield=True):
         await trio.sleep_forever()
@@ -119,11 +131,12 @@ def test_code_that_does_not_listen_is_broken_into(
     assert not _interp.quarantined()
 
 
-def test_an_idle_loop_is_woken(subint_root: Any) -> None:
+@pytest.mark.parametrize('task', [shielded, deaf])
+def test_an_idle_loop_is_woken(subint_root: Any, task: Callable[..., Any]) -> None:
     """A task that shields itself keeps the runtime from ending in order."""
 
     async def main() -> None:
-        ctx = await start_and_leave(subint_root, 'own', shielded)
+        ctx = await start_and_leave(subint_root, 'own', task)
         assert ctx.outcome is Unresolved
 
     trio.run(main)

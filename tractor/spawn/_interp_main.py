@@ -38,6 +38,7 @@ from typing import Any, Final
 
 import _interpreters  # type: ignore[import-not-found]
 import trio
+from trio._core._run import GLOBAL_RUN_CONTEXT
 
 from .. import log as _log
 from ..discovery._addr import wrap_address
@@ -346,9 +347,9 @@ class Run:
             _state._current_actor = None
 
     async def _main(self, actor: Actor) -> None:
-        # Not the token itself, which takes a lock that its loop takes, too.
-        wakeup = trio.lowlevel.current_trio_token()._reentry_queue.wakeup
-        self._control.wake = wakeup.wakeup_thread_and_signal_safe
+        # Not with the token: its loop takes the lock that it takes, too, and the task
+        # that listens to it may itself have been broken into.
+        self._control.wake = GLOBAL_RUN_CONTEXT.runner.io_manager.force_wakeup
         parent = wrap_address(tuple(self._order['parent_addr']))
         chan = Channel(LinkStream(self._link, raddr=parent))
         await async_main(actor, parent_addr=chan)
