@@ -12,12 +12,13 @@ Used by the RPC engine, by the blocks of `_mngrs` and by applications.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import trio
 
+from tractor._protocol.verdict import leaves
 from tractor.log import get_logger
 from tractor.trionics._beg import raise_as_is
 
@@ -108,14 +109,14 @@ def _find(
     maskers, others = exc.split(lambda leaf: type(leaf) in unmask_from)
     if maskers is None:
         return None
-    known = {id(leaf) for leaf in _leaves(others)} if others else set()
+    known = {id(leaf) for leaf in leaves(others)} if others else set()
     first: BaseException | None = None
     hidden: list[BaseException] = []
-    for masker in _leaves(maskers):
+    for masker in leaves(maskers):
         masked = _masked_by(masker, unmask_from)
-        if masked is None or all(id(leaf) in known for leaf in _leaves(masked)):
+        if masked is None or all(id(leaf) in known for leaf in leaves(masked)):
             continue
-        known.update(id(leaf) for leaf in _leaves(masked))
+        known.update(id(leaf) for leaf in leaves(masked))
         first = first or masker
         hidden.append(masked)
     if first is None:
@@ -139,7 +140,7 @@ def _masked_by(masker: BaseException, unmask_from: ExcTypes) -> BaseException | 
 
 def _is_benign(error: BaseException, unmask_from: ExcTypes) -> bool:
     if isinstance(error, BaseExceptionGroup):
-        return all(type(leaf) in unmask_from for leaf in _leaves(error))
+        return all(type(leaf) in unmask_from for leaf in leaves(error))
     if type(error) in unmask_from or isinstance(error, _CONTROL_FLOW):
         return True
     sites = _mask_cases.get(type(error))
@@ -148,14 +149,6 @@ def _is_benign(error: BaseException, unmask_from: ExcTypes) -> bool:
     # The outermost entry of a traceback is the frame that handles the exception.
     frame = error.__traceback__.tb_frame
     return (frame.f_globals.get('__name__'), frame.f_code.co_name) in sites
-
-
-def _leaves(exc: BaseException) -> Iterator[BaseException]:
-    if isinstance(exc, BaseExceptionGroup):
-        for member in exc.exceptions:
-            yield from _leaves(member)
-    else:
-        yield exc
 
 
 @asynccontextmanager
