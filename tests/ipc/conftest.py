@@ -11,6 +11,8 @@ from tractor.ipc._tcp import TCPAddress
 from tractor.ipc._transport import MsgpackTransport
 from tractor.msg.types import Yield
 
+SMALL = 4096  # bytes of a send buffer; the kernel doubles it
+
 
 class PairTransport(MsgpackTransport):
     """A transport over one end of a socket pair, whose ends have no addresses."""
@@ -68,3 +70,18 @@ def make_yield():
         return Yield(cid=f'{number}', pld=b'x' * size)
 
     return make
+
+
+@pytest.fixture
+def run(raw_pair, make_transport):
+    """Run `main(transport, peer socket)` with small buffers, at most 5 seconds."""
+
+    def run(main, **kwargs):
+        async def bounded():
+            end, peer = raw_pair(SMALL)
+            with trio.fail_after(5):
+                await main(make_transport(end), peer)
+
+        trio.run(bounded, **kwargs)
+
+    return run

@@ -13,7 +13,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tractor._exceptions import TransportClosed
 from tractor._protocol.framing import FrameReader, FrameTooLong
 from tractor.ipc import _outbox
-from tractor.ipc._outbox import MAX_HELD_PASSES, UNUSED_PASSES, IdleFlush, Outbox
+from tractor.ipc._idle import MAX_HELD_PASSES, IdleHook
+from tractor.ipc._outbox import Outbox
 from tractor.msg._codec import _def_tractor_codec, decode_any
 from tractor.msg.types import StartAck, Stop
 
@@ -42,21 +43,6 @@ def writes(monkeypatch):
 
     monkeypatch.setattr(_outbox, 'os', Counting)
     return calls
-
-
-@pytest.fixture
-def run(raw_pair, make_transport):
-    """Run `main(transport, peer socket)` with small buffers, at most 5 seconds."""
-
-    def run(main, **kwargs):
-        async def bounded():
-            end, peer = raw_pair(SMALL)
-            with trio.fail_after(5):
-                await main(make_transport(end), peer)
-
-        trio.run(bounded, **kwargs)
-
-    return run
 
 
 async def receive(peer, count):
@@ -264,7 +250,7 @@ def test_a_start_ack_goes_with_the_next_message(run, writes):
     """A held-back `StartAck` and the message after it are one write."""
 
     async def main(transport, peer):
-        IdleFlush.install()
+        IdleHook.install()
         await transport.send(StartAck('c', 'context'))
         assert writes == []
         await transport.send(Stop('c'))
@@ -278,7 +264,7 @@ def test_held_back_frames_keep_their_place(run, make_yield):
     """Behind what waits for the socket, before what is sent later, large or small."""
 
     async def main(transport, peer):
-        IdleFlush.install()
+        IdleHook.install()
         async with trio.open_nursery() as tn:
             tn.start_soon(transport.send, make_yield('waits', BIG))
             await wait_all_tasks_blocked()
@@ -300,7 +286,7 @@ def test_an_idle_loop_writes_what_is_held_back(run, writes):
     """A `StartAck` that nothing follows goes out when every task waits."""
 
     async def main(transport, peer):
-        IdleFlush.install()
+        IdleHook.install()
         await transport.send(StartAck('1', 'context'))
         await transport.send(StartAck('2', 'context'))
         assert [msg.cid for msg in await receive(peer, 2)] == ['1', '2']
@@ -313,7 +299,7 @@ def test_a_busy_loop_writes_it_after_some_passes(run, writes):
     """A loop that always has something to run does not hold a frame back for ever."""
 
     async def main(transport, peer):
-        IdleFlush.install()
+        IdleHook.install()
         await transport.send(StartAck('c', 'context'))
         for _ in range(MAX_HELD_PASSES + 1):
             await trio.lowlevel.cancel_shielded_checkpoint()
@@ -326,7 +312,7 @@ def test_a_jumping_clock_does_not_outrun_it(run, writes):
     """Under a clock that jumps when all tasks wait, the frame goes out first."""
 
     async def main(transport, peer):
-        IdleFlush.install()
+        IdleHook.install()
         await transport.send(StartAck('c', 'context'))
         await trio.sleep(1)
         assert len(writes) == 1
@@ -338,7 +324,7 @@ def test_a_full_socket_at_idle_time_is_waited_for(run):
     """What the idle flush cannot write is written once the peer reads."""
 
     async def main(transport, peer):
-        IdleFlush.install()
+        IdleHook.install()
         filled = fill(transport, peer)
         await transport.send(StartAck('c', 'context'))
         await wait_all_tasks_blocked()
@@ -352,11 +338,11 @@ def test_a_failed_idle_flush_is_told_to_the_next_sender(run):
     """The instrument raises nothing; the next send reports the broken connection."""
 
     async def main(transport, peer):
-        IdleFlush.install()
+        IdleHook.install()
         await transport.send(StartAck('c', 'context'))
         peer.close()
         await wait_all_tasks_blocked()
-        assert IdleFlush.current() is not None
+        assert IdleHook.current() is not None
         with pytest.raises(TransportClosed, match='already closed by peer'):
             await transport.send(Stop('c'))
 
@@ -367,7 +353,7 @@ def test_closing_writes_what_is_held_back(run):
     """`aclose()` gives a held-back frame a last chance."""
 
     async def main(transport, peer):
-        IdleFlush.install()
+        IdleHook.install()
         await transport.send(StartAck('c', 'context'))
         await transport.aclose()
         assert await receive(peer, 1) == [StartAck('c', 'context')]
@@ -376,68 +362,11 @@ def test_closing_writes_what_is_held_back(run):
     run(main)
 
 
-def test_one_instrument_per_run(run):
-    """`install()` twice gives one instrument; `remove()` flushes and takes it out."""
-
-    async def main(transport, peer):
-        idle = IdleFlush.install()
-        assert IdleFlush.install() is idle is IdleFlush.current()
-        await transport.send(StartAck('c', 'context'))
-        IdleFlush.remove()
-        IdleFlush.remove()
-        assert IdleFlush.current() is None
-        assert peer.recv(1000)
-
-    run(main)
-    assert_fresh = []
-
-    async def later():
-        assert_fresh.append(IdleFlush.current())
-
-    trio.run(later)
-    assert assert_fresh == [None]
-
-
-def test_a_run_that_holds_nothing_back_is_not_instrumented(run, monkeypatch):
-    """The loop calls the instrument from the first held frame on, until unused."""
-    calls = []
-    monkeypatch.setattr(
-        IdleFlush,
-        'before_io_wait',
-        lambda idle, timeout, real=IdleFlush.before_io_wait: (
-            calls.append(timeout),
-            real(idle, timeout),
-        ),
-    )
-
-    async def main(transport, peer):
-        IdleFlush.install()
-        await transport.send(Stop('c'))
-        await trio.lowlevel.checkpoint()
-        assert calls == []
-        for _ in range(2):
-            await transport.send(StartAck('c', 'context'))
-            for _ in range(UNUSED_PASSES + MAX_HELD_PASSES):
-                await trio.lowlevel.checkpoint()
-            assert len(calls) > UNUSED_PASSES
-            calls.clear()
-            await trio.lowlevel.checkpoint()
-            assert calls == []
-        IdleFlush.remove()
-        assert await receive(peer, 3) == [
-            Stop('c'),
-            StartAck('c', 'context'),
-            StartAck('c', 'context'),
-        ]
-
-    run(main)
-
-
 def test_a_run_may_end_with_a_full_socket(run, make_yield):
     """Bytes that nobody ever reads do not keep the program alive."""
 
     async def main(transport, peer):
-        IdleFlush.install()
+        IdleHook.install()
         with trio.move_on_after(0.01):
             await transport.send(make_yield('cut', BIG))
         await transport.send(StartAck('c', 'context'))
@@ -484,7 +413,7 @@ def test_cancelled_sender_leaves_what_another_had_held_back(run):
     """It takes its own frame back, and nothing else."""
 
     async def main(transport, peer):
-        idle = IdleFlush.install()
+        idle = IdleHook.install()
         try:
             written = fill(transport, peer)
             outbox = transport._outbox
@@ -498,7 +427,7 @@ def test_cancelled_sender_leaves_what_another_had_held_back(run):
             await wait_all_tasks_blocked()
             assert peer.recv(65_536) == b'held'
         finally:
-            IdleFlush.remove()
+            IdleHook.remove()
 
     run(main)
 
@@ -530,32 +459,5 @@ def test_what_was_not_sent_is_not_kept(run, make_yield, monkeypatch):
         with pytest.raises(FrameTooLong):
             await transport.send(make_yield('long', BIG))
         assert sys.getsizeof(transport._outbox.buffer) < SMALL
-
-    run(main)
-
-
-def test_an_instrument_that_was_interrupted_is_used_again(run, monkeypatch):
-    """A signal handler that raises amid a flush costs neither frames nor the loop."""
-    raising = [SystemExit(1)]
-    real = Outbox.flush
-
-    def flush(outbox):
-        if raising:
-            raise raising.pop()
-        return real(outbox)
-
-    async def main(transport, peer):
-        IdleFlush.install()
-        monkeypatch.setattr(Outbox, 'flush', flush)
-        await transport.send(StartAck('1', 'context'))
-        await wait_all_tasks_blocked()
-        assert not raising
-        await transport.send(StartAck('2', 'context'))
-        await wait_all_tasks_blocked()
-        assert await receive(peer, 2) == [
-            StartAck('1', 'context'),
-            StartAck('2', 'context'),
-        ]
-        IdleFlush.remove()
 
     run(main)

@@ -376,3 +376,21 @@ def test_a_frame_limit_that_is_none(value, monkeypatch):
     monkeypatch.setenv('TRACTOR_MAX_FRAME', value)
     with pytest.raises(ValueError, match=r'TRACTOR_MAX_FRAME=.*unset it'):
         _state.env_max_frame()
+
+
+def test_the_busy_poll(monkeypatch):
+    """A number of microseconds; 200 by default, and 0 is one."""
+    monkeypatch.setenv('TRACTOR_BUSY_POLL', '50')
+    assert _state.env_busy_poll() == 50
+    monkeypatch.setenv('TRACTOR_BUSY_POLL', '0')
+    assert _state.env_busy_poll() == 0
+    monkeypatch.delenv('TRACTOR_BUSY_POLL')
+    assert _state.env_busy_poll() == 200
+
+
+@pytest.mark.parametrize('value', ['-1', '1e2', '0.5', ' ', '10001', '²'])
+def test_a_busy_poll_that_is_none(value, monkeypatch):
+    """Garbage is an error that names the variable, the range and the remedy."""
+    monkeypatch.setenv('TRACTOR_BUSY_POLL', value)
+    with pytest.raises(ValueError, match=r'TRACTOR_BUSY_POLL=.*from 0 to 10000; unset'):
+        _state.env_busy_poll()

@@ -9,11 +9,9 @@ it and writes all that is queued in one call.  A cancelled sender takes its fram
 unless a part of it is out; then the rest stays, and a system task sees it through if no
 other sender does.
 
-A frame may be held back, to go out in one call with the next.  `IdleFlush`, an
-instrument of the trio run, writes it when the loop has nothing else to do; a run that
-holds nothing back for long, since it only calls others, does not pay for it.  What it
-cannot write, since the socket is full and an instrument cannot wait, it gives to that
-same system task.  A write that fails with nobody to tell is told to the next sender.
+A frame may be held back, to go out in one call with the next or, by an `IdleHook`, when
+the loop has nothing else to do.  A write that fails with nobody to tell is told to the
+next sender.  The hook also learns what was written and may be answered soon.
 
 The socket is used by its file descriptor, which is fetched again after every wait:
 another task may have closed it, and the number may be somebody else's.  Errors are
@@ -33,14 +31,10 @@ import trio
 from trio.lowlevel import enable_ki_protection, wait_writable
 
 from tractor._protocol.framing import PREFIX_SIZE
+from tractor._protocol.polling import Polling
+from tractor.ipc._idle import IdleHook
 
 MAX_KEPT_BUFFER: Final = 64 * 1024  # bytes
-
-# A held-back frame waits at most so many passes of a loop that is never idle.
-MAX_HELD_PASSES: Final = 8
-
-# Adding an instrument to the loop costs as much as some twenty passes with it.
-UNUSED_PASSES: Final = 256
 
 _IOV_MAX: Final = 1024
 # A few small frames are copied into one: that is cheaper than a gathered write.
@@ -89,6 +83,7 @@ class Outbox:
     Attributes:
         buffer: A sender puts its whole frame here, prefix included, then calls `post()`
             or `hold()` without a checkpoint in between.
+        polling: When to look for the answer to what is sent.
     """
 
     __slots__ = (
@@ -101,10 +96,12 @@ class Outbox:
         '_sock',
         '_waiting',
         'buffer',
+        'polling',
     )
 
     def __init__(self, sock: trio.socket.SocketType, lock: trio.StrictFIFOLock) -> None:
         self.buffer = bytearray(PREFIX_SIZE)
+        self.polling = Polling()
         self._sock = sock
         self._lock = lock  # held by who waits for the socket
         self._held = b''  # written before `buffer`, behind the queue
@@ -147,12 +144,29 @@ class Outbox:
             return self._enqueue(own, written)
         if written > MAX_KEPT_BUFFER:
             self.buffer = bytearray(PREFIX_SIZE)
+        self.expect()
         return None
 
-    def hold(self, idle: IdleFlush) -> None:
+    def expect(self) -> None:
+        """Something may come soon: have it looked for, if that pays."""
+        polling = self.polling
+        polling.left -= 1
+        if not polling.left and (hook := IdleHook.current()) is not None:
+            hook.look_for(self)
+
+    def hold(self, idle: IdleHook) -> None:
         """Keep the frame in `buffer` for the next write, or for an idle loop."""
         self._held += self.buffer
-        idle.add(self)
+        idle.hold(self)
+
+    def fileno(self) -> int:
+        """Return the socket's file descriptor; -1 if it is closed."""
+        return self._sock.fileno()
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether something waits for the socket to take it."""
+        return bool(self._queue)
 
     def _enqueue(self, frame: bytes | bytearray, written: int = 0) -> Queued:
         if frame is self.buffer:
@@ -266,91 +280,3 @@ class Outbox:
         self._held = b''
         self._queue.clear()
         return translated(err, self._sock)
-
-
-_idle_flush: trio.lowlevel.RunVar[IdleFlush | None] = trio.lowlevel.RunVar(
-    'tractor_idle_flush', None
-)
-
-
-class IdleFlush(trio.abc.Instrument):
-    """
-    Writes what outboxes hold back, as soon as the loop of this run is idle.
-
-    `install()` offers one to the running trio loop; without it nothing is held back.
-    The loop calls it from when something is, until nothing was for `UNUSED_PASSES`.
-    """
-
-    def __init__(self) -> None:
-        self._is_called = False
-        self._unused = 0  # passes since something was held back
-        self._token = trio.lowlevel.current_trio_token()
-        self._held: set[Outbox] = set()
-        self._passes = 0
-
-    @classmethod
-    def install(cls) -> IdleFlush:
-        """Return the instrument of this trio run; the first call makes it."""
-        idle = _idle_flush.get()
-        if idle is None:
-            idle = cls()
-            _idle_flush.set(idle)
-        return idle
-
-    @classmethod
-    def remove(cls) -> None:
-        """Write what is held back and take the instrument out of this run."""
-        idle = _idle_flush.get()
-        if idle is not None:
-            _idle_flush.set(None)
-            if idle._is_called:
-                trio.lowlevel.remove_instrument(idle)
-            idle.flush()
-
-    @staticmethod
-    def current() -> IdleFlush | None:
-        """Return the instrument of this trio run, if one is installed."""
-        return _idle_flush.get()
-
-    def add(self, outbox: Outbox) -> None:
-        """Have an outbox flushed when the loop is idle."""
-        if not self._is_called:
-            trio.lowlevel.add_instrument(self)
-            self._is_called = True
-            self._unused = 0
-        self._held.add(outbox)
-
-    def before_io_wait(self, timeout: float) -> None:
-        """Flush if nothing can run, or if the loop has not been idle for too long."""
-        if not self._held:
-            self._unused += 1
-            if self._unused >= UNUSED_PASSES:
-                trio.lowlevel.remove_instrument(self)
-                self._is_called = False
-            return
-        self._unused = 0
-        self._passes += 1
-        try:
-            self._flush_if_idle(timeout)
-        except BaseException:
-            # A signal's handler, for one.  The loop drops an instrument that raises.
-            self._is_called = False
-            raise
-
-    def _flush_if_idle(self, timeout: float) -> None:
-        # A clock that jumps, and `wait_all_tasks_blocked()`, give 0 to an idle loop.
-        if (
-            timeout > 0
-            or self._passes >= MAX_HELD_PASSES
-            or not trio.lowlevel.current_statistics().tasks_runnable
-        ):
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is held back, as far as the sockets take it; never raises."""
-        self._passes = 0
-        while self._held:
-            outbox = self._held.pop()
-            if not outbox.flush():
-                # An instrument may not start a task, and the loop is about to sleep.
-                self._token.run_sync_soon(outbox.start_finishing)

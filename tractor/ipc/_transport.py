@@ -48,10 +48,10 @@ from trio.lowlevel import (
 from tractor import _exceptions
 from tractor._exceptions import MsgTypeError, TransportClosed
 from tractor._protocol.framing import PREFIX_SIZE, FrameReader, FrameTooLong
+from tractor.ipc._idle import IdleHook
 from tractor.ipc._outbox import (
     CLOSED_BEFORE,
     CLOSED_BY_TASK,
-    IdleFlush,
     Outbox,
     StreamError,
     translated,
@@ -275,7 +275,7 @@ class MsgpackTransport:
         await checkpoint_if_cancelled()
         outbox = self._outbox
         self._encode(msg, codec, outbox.buffer)
-        if kind is StartAck and (idle := IdleFlush.current()) is not None:
+        if kind is StartAck and (idle := IdleHook.current()) is not None:
             outbox.hold(idle)
             return
         try:
@@ -446,6 +446,8 @@ class MsgpackTransport:
                 raise self._close_on(err) from err
             if frames and (batch := self._decode(frames)):
                 return batch
+            if self._sock is not None:
+                self._outbox.expect()  # the rest of a large frame, mostly
 
     async def drain(self) -> AsyncGenerator[Any]:
         """Read until the peer is gone, then yield all that came, also `drained`."""

@@ -21,7 +21,7 @@ from ..discovery._register import (
     unregister_actor,
 )
 from ..ipc._chan import Channel
-from ..ipc._outbox import IdleFlush
+from ..ipc._idle import IdleHook
 from ..ipc._server import open_ipc_server
 from ..log import get_logger
 from ..msg.types import SpawnSpec
@@ -63,7 +63,7 @@ async def async_main(
     """
     actor._task = trio.lowlevel.current_task()
     actor._run = trio.lowlevel.current_trio_token()
-    IdleFlush.install()
+    IdleHook.install()
     try:
         try:
             if parent_addr is not None:
@@ -82,7 +82,7 @@ async def async_main(
         finally:
             await _close_parent_chan(actor)
     finally:
-        IdleFlush.remove()
+        IdleHook.remove()
 
 
 async def _meet_parent(actor: Actor, parent_addr: Any) -> SpawnSpec:

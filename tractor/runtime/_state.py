@@ -42,6 +42,11 @@ _MIB: Final = 2**20
 MAX_FRAME_DEFAULT: Final = 256 * _MIB  # bytes
 MAX_FRAME_LIMIT: Final = 2**32 - 1  # bytes; what the length prefix can express
 
+# That of the kernel's own polling in a virtual machine, `guest_halt_poll_ns`
+# (Linux, Documentation/virt/guest-halt-polling.rst), which a host may switch off.
+BUSY_POLL_DEFAULT: Final = 200  # microseconds
+MAX_BUSY_POLL: Final = 10_000  # microseconds
+
 _current_actor: Actor | None = None
 _last_actor_terminated: Actor | None = None
 _root_boot: RootBoot | None = None  # that of a root which is on its way up
@@ -492,6 +497,25 @@ def env_max_frame() -> int:
     raise ValueError(
         f'TRACTOR_MAX_FRAME={value!r} is no number of bytes from 1 to '
         f'{MAX_FRAME_LIMIT}; unset it for the default of {MAX_FRAME_DEFAULT}'
+    )
+
+
+def env_busy_poll() -> int:
+    """
+    Return `TRACTOR_BUSY_POLL`: for how long an answer is looked for, in microseconds.
+
+    Raises:
+        ValueError: It is no number from 0 to `MAX_BUSY_POLL`.
+    """
+    value = os.environ.get('TRACTOR_BUSY_POLL')
+    if not value:
+        return BUSY_POLL_DEFAULT
+    if value.isascii() and value.isdigit() and int(value) <= MAX_BUSY_POLL:
+        return int(value)
+    raise ValueError(
+        f'TRACTOR_BUSY_POLL={value!r} is no number of microseconds from 0 to '
+        f'{MAX_BUSY_POLL}; unset it for the default of {BUSY_POLL_DEFAULT}, 0 never '
+        'looks for an answer before it sleeps'
     )
 
 

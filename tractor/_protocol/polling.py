@@ -1,0 +1,44 @@
+"""
+When looking for an answer pays, and when sleeping is better.
+
+An answer that comes soon is met earlier by who looks for it than by who has to be
+woken; looking for one that does not come takes a core's time for nothing.  So a look in
+vain makes the next ones rarer, and one that was not makes them frequent again.  Counted
+in messages; there is no clock here.  `ipc/_idle` looks.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_MISSES: Final = 10  # at the worst one look for 1024 messages
+
+
+class Polling:
+    """
+    Whether to look for the answer to a message, by how it went before.
+
+    Attributes:
+        left: Messages until one is looked for.  Who sends counts down by one and looks
+            when it comes to 0; below that a look is due already.
+    """
+
+    __slots__ = ('_misses', 'left')
+
+    def __init__(self) -> None:
+        self.left = 1
+        self._misses = 0
+
+    def hit(self) -> None:
+        """The answer came while it was looked for."""
+        self._misses //= 2
+        self.left = 1
+
+    def missed(self) -> None:
+        """It did not."""
+        self._misses = min(self._misses + 1, MAX_MISSES)
+        self.left = 1 << self._misses
+
+    def unknown(self) -> None:
+        """There was no look after all."""
+        self.left = 1 << self._misses
