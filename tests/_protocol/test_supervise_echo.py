@@ -23,11 +23,22 @@ class Remote(Exception):
         self.boxed_type_str = boxed_type_str
 
 
+class Lost(Exception):
+    """Stands for a `TransportClosed` that names its peer."""
+
+    def __init__(self, peer) -> None:
+        super().__init__(peer)
+        self.peer = peer
+
+
 ECHOES = [
     Remote(A, canceller=A),
     Remote(A, boxed_type_str='KeyboardInterrupt'),
 ]
+ENDED = Lost(A)  # before it could say anything
 OTHERS = [
+    Lost(STRANGER),
+    Lost(None),
     Remote(A),
     Remote(A, canceller=B),
     Remote(STRANGER, canceller=STRANGER),
@@ -67,7 +78,7 @@ def test_other_errors_are_raised_with_the_interrupt(sup, error):
     assert set(outcome.exceptions) == {interrupt, error}
 
 
-@pytest.mark.parametrize('echo', ECHOES)
+@pytest.mark.parametrize('echo', [*ECHOES, ENDED])
 def test_echo_in_a_group_of_the_body_is_left_out(sup, echo):
     """A nursery of the user held the calls to the children."""
     interrupt = KeyboardInterrupt()

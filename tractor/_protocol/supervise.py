@@ -284,6 +284,8 @@ class Supervision:
 
     def _is_echo(self, exc: BaseException) -> bool:
         """Whether a child tells of a Ctrl-C, which every process of a terminal gets."""
+        if getattr(exc, 'peer', None) in self.children:
+            return True  # it ended at once; a death would be told as well
         uid = getattr(exc, 'src_uid', None)
         return uid in self.children and (
             getattr(exc, 'canceller', None) == uid
