@@ -245,6 +245,30 @@ def test_an_answer_that_is_there_already_needs_no_look(run, looking):
     run(main)
 
 
+def test_whatever_wakes_the_loop_ends_the_look(run, looking):
+    """A Ctrl-C, or a call from a thread, is not kept waiting; then the look goes on."""
+
+    async def main(transport, peer):
+        hook, outbox = await ask(transport)
+        call_soon = trio.lowlevel.current_trio_token().run_sync_soon
+        called = []
+        looking.meanwhile = lambda offers: offers == 3 and call_soon(called.append, 1)
+        hook.before_io_wait(10)
+        assert looking.offers == 3
+        looking.offers = 0
+        hook.before_io_wait(10)  # what came is still to be taken
+        assert looking.offers == 0
+        await wait_all_tasks_blocked()
+        assert called == [1]
+        looking.meanwhile = lambda offers: offers == 3 and peer.send(b'answer')
+        hook.before_io_wait(10)
+        assert looking.offers == 3
+        assert outbox.polling.left == 1
+        IdleHook.remove()
+
+    run(main)
+
+
 def test_a_busy_loop_does_not_look(run, looking):
     """While tasks can run they do, and the look comes when none can."""
 

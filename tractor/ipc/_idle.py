@@ -22,6 +22,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 import trio
+from trio._core._run import GLOBAL_RUN_CONTEXT
 
 from tractor.runtime import _state
 
@@ -58,8 +59,12 @@ class IdleHook(trio.abc.Instrument):
 
     def __init__(self) -> None:
         window = _state.env_busy_poll() / 1e6  # seconds that one look may take
+        # Readable as soon as anything happens, a signal or a thread's call included.
+        epoll = getattr(GLOBAL_RUN_CONTEXT.runner.io_manager, '_epoll', None)
+        self._loop_fd: int = -1 if epoll is None else epoll.fileno()
         # Without a way to offer the core to others, others would pay for it.
-        self._window = window if hasattr(os, 'sched_yield') else 0.0
+        can_look = epoll is not None and hasattr(os, 'sched_yield')
+        self._window = window if can_look else 0.0
         self._is_called = False
         self._unused = 0  # passes since there was something to do
         self._token = trio.lowlevel.current_trio_token()
@@ -148,31 +153,42 @@ class IdleHook(trio.abc.Instrument):
                 self._token.run_sync_soon(outbox.start_finishing)
 
     def _look(self, timeout: float) -> None:
-        """Look until one of those expected has sent something, or the time is over."""
+        """Look until something happens, or the time is over."""
         expected, self._expected = self._expected, set()
         poll = select.poll()
-        looked_for = {}
+        poll.register(self._loop_fd, select.POLLIN)
+        awaited = {}
         for outbox in expected:
             outbox.polling.unknown()  # until there is a verdict
             # Who has not read everything has nothing to answer.
             if (fd := outbox.fileno()) != -1 and not outbox.is_queued:
                 poll.register(fd, select.POLLIN)
-                looked_for[fd] = outbox
-        if not looked_for or len(looked_for) > MAX_EXPECTED or poll.poll(0):
+                awaited[fd] = outbox
+        if not awaited or len(awaited) > MAX_EXPECTED:
             return
+        if not (came := poll.poll(0)):
+            if not (came := self._poll_for(poll, min(self._window, timeout))):
+                for outbox in awaited.values():
+                    outbox.polling.missed()
+                return
+            for fd, _ in came:
+                if fd in awaited:
+                    awaited[fd].polling.hit()
+        for fd, _ in came:
+            awaited.pop(fd, None)
+        self._expected.update(awaited.values())
+
+    @staticmethod
+    def _poll_for(poll: select.poll, seconds: float) -> list[tuple[int, int]]:
+        """Return what came in time; nothing also if it would be at others' expense."""
         now = perf_counter()
-        end = now + min(self._window, timeout)
+        end = now + seconds
         while True:
             os.sched_yield()
             before = now
-            ready = poll.poll(0)
+            came = poll.poll(0)
             now = perf_counter()
             if now >= end or now - before > CONTENDED:
-                break
-            if ready:
-                for fd, _ in ready:
-                    looked_for.pop(fd).polling.hit()
-                self._expected.update(looked_for.values())  # who has not answered yet
-                return
-        for outbox in looked_for.values():
-            outbox.polling.missed()
+                return []
+            if came:
+                return came
