@@ -249,6 +249,7 @@ def test_whatever_wakes_the_loop_ends_the_look(run, looking):
     """A Ctrl-C, or a call from a thread, is not kept waiting; then the look goes on."""
 
     async def main(transport, peer):
+        await wait_all_tasks_blocked()  # trio's own, which takes such calls, too
         hook, outbox = await ask(transport)
         call_soon = trio.lowlevel.current_trio_token().run_sync_soon
         called = []
