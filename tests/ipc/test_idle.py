@@ -270,6 +270,25 @@ def test_whatever_wakes_the_loop_ends_the_look(run, looking):
     run(main)
 
 
+def test_other_events_do_not_prolong_the_look(run, looking):
+    """A loop that is woken all the time does not look all the time between."""
+    looking.step = WINDOW / 20
+
+    async def main(transport, peer):
+        await wait_all_tasks_blocked()
+        hook, outbox = await ask(transport)
+        call_soon = trio.lowlevel.current_trio_token().run_sync_soon
+        looking.meanwhile = lambda offers: offers % 8 or call_soon(len, '')
+        for _ in range(5):
+            hook.before_io_wait(10)
+            await wait_all_tasks_blocked()
+        assert looking.offers == pytest.approx(20, abs=1)
+        assert outbox.polling.left == 2
+        IdleHook.remove()
+
+    run(main)
+
+
 def test_a_busy_loop_does_not_look(run, looking):
     """While tasks can run they do, and the look comes when none can."""
 
@@ -348,7 +367,7 @@ def test_a_full_socket_is_not_looked_at(run, looking, make_yield):
             tn.start_soon(transport.send, make_yield('big', 300_000))
             await wait_all_tasks_blocked()
             looking.offers = 0
-            hook._expected.add(transport._outbox)
+            hook.look_for(transport._outbox)
             hook.before_io_wait(10)
             assert looking.offers == 0
             tn.cancel_scope.cancel()

@@ -70,7 +70,7 @@ class IdleHook(trio.abc.Instrument):
         self._token = trio.lowlevel.current_trio_token()
         self._held: set[Outbox] = set()
         self._passes = 0
-        self._expected: set[Outbox] = set()
+        self._expected: dict[Outbox, float] = {}  # until when, once it is looked for
 
     @classmethod
     def install(cls) -> IdleHook:
@@ -107,7 +107,7 @@ class IdleHook(trio.abc.Instrument):
         if self._window:
             if not self._is_called:
                 self._be_called()
-            self._expected.add(outbox)
+            self._expected[outbox] = 0.0
 
     def _be_called(self) -> None:
         trio.lowlevel.add_instrument(self)
@@ -154,35 +154,39 @@ class IdleHook(trio.abc.Instrument):
 
     def _look(self, timeout: float) -> None:
         """Look until something happens, or the time is over."""
-        expected, self._expected = self._expected, set()
+        expected, self._expected = self._expected, {}
         poll = select.poll()
         poll.register(self._loop_fd, select.POLLIN)
         awaited = {}
-        for outbox in expected:
+        now = last = perf_counter()
+        for outbox, end in expected.items():
             outbox.polling.unknown()  # until there is a verdict
             # Who has not read everything has nothing to answer.
             if (fd := outbox.fileno()) != -1 and not outbox.is_queued:
                 poll.register(fd, select.POLLIN)
-                awaited[fd] = outbox
+                awaited[fd] = outbox, end or now + self._window
+                last = max(last, awaited[fd][1])
         if not awaited or len(awaited) > MAX_EXPECTED:
             return
-        if not (came := poll.poll(0)):
-            if not (came := self._poll_for(poll, min(self._window, timeout))):
-                for outbox in awaited.values():
-                    outbox.polling.missed()
-                return
-            for fd, _ in came:
-                if fd in awaited:
-                    awaited[fd].polling.hit()
+        came = poll.poll(0)
+        is_late = not came
+        if is_late:
+            came = self._poll_until(poll, min(last, now + timeout))
+            now = perf_counter()
         for fd, _ in came:
+            if fd in awaited and is_late:
+                awaited[fd][0].polling.hit()
             awaited.pop(fd, None)
-        self._expected.update(awaited.values())
+        for outbox, end in awaited.values():
+            if came and end > now:  # something else did, and it still may
+                self._expected[outbox] = end
+            else:
+                outbox.polling.missed()
 
     @staticmethod
-    def _poll_for(poll: select.poll, seconds: float) -> list[tuple[int, int]]:
+    def _poll_until(poll: select.poll, end: float) -> list[tuple[int, int]]:
         """Return what came in time; nothing also if it would be at others' expense."""
         now = perf_counter()
-        end = now + seconds
         while True:
             os.sched_yield()
             before = now
