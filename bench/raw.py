@@ -5,7 +5,8 @@ Length-prefixed msgpack frames over a socketpair, read through a buffer, one
 `send_all()` per message; no runtime, no supervision, no addresses.  `run.py` compares
 the runtime with it.  Prints one JSON object: seconds for `rtt`, `import_trio` and the
 end of one and of 16 processes that imported trio (`exit_one`, `exit_flock`); messages
-per second for `oneway_32`, bytes per second for `oneway_1m`.
+per second for `oneway_32`, bytes per second for `oneway_1m`.  With `--one-core` only
+what goes on between the two processes, both on one core.
 """
 
 from __future__ import annotations
@@ -186,10 +187,15 @@ def main() -> None:
     """Measure everything, or serve a measuring parent."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--quick', action='store_true', help='fewer repetitions')
+    parser.add_argument('--one-core', action='store_true', help='on one core')
     parser.add_argument('--serve', type=int, metavar='FD', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve is not None:
         trio.run(serve, args.serve)
+        return
+    if args.one_core:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        print(json.dumps(trio.run(between_processes, args.quick)))
         return
     results = trio.run(between_processes, args.quick)
     results['import_trio'] = import_trio(3 if args.quick else 7)

@@ -2,14 +2,16 @@
 The runtime under the measurements of `raw.py`, through its public interface only.
 
 One run measures one part and prints one JSON object; `run.py` puts the parts beside
-the limit.  Parts: `messages` (over one transport), `spawn` (the `trio` backend),
-`forkserver` (a warm `mp_forkserver`), `import`.  Seconds, unless the name says
-`oneway_32` (messages per second) or `oneway_1m` (bytes per second).
+the limit.  Parts: `messages` (over one transport), `messages_one_core` (both ends on
+one), `spawn` (the `trio` backend), `forkserver` (a warm `mp_forkserver`), `import`.
+Seconds, unless the name says `oneway_32` (messages per second) or `oneway_1m` (bytes
+per second).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -150,6 +152,12 @@ async def messages(root: dict[str, Any], quick: bool) -> dict[str, float]:
     return results
 
 
+async def messages_one_core(root: dict[str, Any], quick: bool) -> dict[str, float]:
+    """The same where nobody gains by looking for an answer: it would not come."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    return await messages(root, quick)
+
+
 async def start_one(an: tractor.ActorNursery, name: str) -> float:
     """Start a child, let it answer once, end it; return the time of the start."""
     start = perf_counter()
@@ -219,7 +227,12 @@ def imports(quick: bool) -> dict[str, float]:
     }
 
 
-PARTS = {'messages': messages, 'spawn': spawn, 'forkserver': forkserver}
+PARTS = {
+    'messages': messages,
+    'messages_one_core': messages_one_core,
+    'spawn': spawn,
+    'forkserver': forkserver,
+}
 
 
 def main() -> None:
