@@ -35,8 +35,8 @@ ECHOES = [
     Remote(A, canceller=A),
     Remote(A, boxed_type_str='KeyboardInterrupt'),
 ]
-ENDED = Lost(A)  # before it could say anything
 OTHERS = [
+    Lost(A),
     Lost(STRANGER),
     Lost(None),
     Remote(A),
@@ -78,12 +78,37 @@ def test_other_errors_are_raised_with_the_interrupt(sup, error):
     assert set(outcome.exceptions) == {interrupt, error}
 
 
-@pytest.mark.parametrize('echo', [*ECHOES, ENDED])
+@pytest.mark.parametrize('echo', ECHOES)
 def test_echo_in_a_group_of_the_body_is_left_out(sup, echo):
     """A nursery of the user held the calls to the children."""
     interrupt = KeyboardInterrupt()
     sup.body_ended(BaseExceptionGroup('g', [echo, interrupt]))
     assert sup.outcome(Cancelled) is interrupt
+
+
+@pytest.mark.parametrize('ends_first', [True, False])
+def test_a_call_that_met_the_end_of_an_interrupted_child_is_an_echo(sup, ends_first):
+    """It said farewell and closed the connection before it could answer."""
+    interrupt = KeyboardInterrupt()
+    sup.farewell(A)
+    if ends_first:
+        sup.ended(A, orderly=True)
+    sup.body_ended(BaseExceptionGroup('g', [Lost(A), interrupt]))
+    sup.cancel_started()
+    sup.ended(A, orderly=True)
+    assert sup.outcome(Cancelled) is interrupt
+
+
+def test_a_connection_lost_without_a_farewell_is_told(sup):
+    """The child may have crashed on the way: an interrupt does not hide that."""
+    group = BaseExceptionGroup('g', [Lost(A), KeyboardInterrupt()])
+    sup.body_ended(group)
+    sup.asked(A, reachable=False)
+    sup.cancel_started()
+    sup.ended(A, orderly=False)
+    outcome = sup.outcome(Cancelled)
+    assert isinstance(outcome, BaseExceptionGroup)
+    assert outcome.exceptions == group.exceptions
 
 
 @pytest.mark.parametrize('error', OTHERS)

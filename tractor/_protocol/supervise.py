@@ -36,6 +36,7 @@ class ChildState:
         'asked',
         'ended',
         'failed_unasked',
+        'farewell',
         'left_error',
         'lost',
         'pending',
@@ -48,6 +49,7 @@ class ChildState:
         self.uid = uid
         self.run_once = False
         self.asked = False  # somebody asked it to end, or it said farewell
+        self.farewell = False  # it said so
         self.lost = False  # its connection was gone before anybody could ask
         self.pending = False  # run-once: its result is still awaited
         self.failed_unasked = False  # run-once: its error came before any request
@@ -130,7 +132,7 @@ class Supervision:
         """It announced its own orderly end: somebody had asked for it."""
         state = self.children.get(uid)
         if state is not None and not state.ended:
-            state.asked = True
+            state.asked = state.farewell = True
 
     def result_taken(self, uid: Uid) -> None:
         """The user received its main task's result or error."""
@@ -284,8 +286,9 @@ class Supervision:
 
     def _is_echo(self, exc: BaseException) -> bool:
         """Whether a child tells of a Ctrl-C, which every process of a terminal gets."""
-        if getattr(exc, 'peer', None) in self.children:
-            return True  # it ended at once; a death would be told as well
+        peer = self.children.get(getattr(exc, 'peer', None))  # type: ignore[arg-type]
+        if peer is not None:
+            return peer.farewell  # it ended in order before it could answer
         uid = getattr(exc, 'src_uid', None)
         return uid in self.children and (
             getattr(exc, 'canceller', None) == uid
