@@ -26,7 +26,7 @@ HEAVY: Final = (
 CHILD: Final = 'import tractor._child'
 # What a child may load besides the standard library and what these load themselves.
 LIBRARIES: Final = 'import trio, msgspec'
-MAX_OWN_MODULES: Final = 57
+MAX_OWN_MODULES: Final = 55
 
 
 @cache

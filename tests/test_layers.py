@@ -29,6 +29,7 @@ DEFERRED: Final = {
     ('_exceptions', 'msg/_codec'): 'only for a payload of the wrong type',
     ('_exceptions', 'msg/pretty_struct'): 'only to render the message of an error',
     ('_exceptions', 'msg/types'): 'only to make a message of a dict again',
+    ('_context', '_ctx_repr'): 'only to show a context',
     ('_root', 'discovery/_registry'): 'one actor of a tree is the registrar',
     ('discovery/_dial', 'runtime/_local_portal'): 'one actor of a tree needs it',
     (
@@ -39,6 +40,7 @@ DEFERRED: Final = {
         'spawn/_entry',
         'spawn/_forkserver_override',
     ): 'only with that backend',
+    ('spawn/_entry', 'spawn/_reap'): 'only in a child that lost its parent',
     ('spawn/_reap', 'discovery/_addr'): 'only for a child that was killed',
     ('spawn/_subint', 'ipc/_link'): 'only where there are sub-interpreters',
     ('spawn/_subint', 'spawn/_interp'): 'only where there are sub-interpreters',

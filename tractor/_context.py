@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from . import _ctx_repr
 from ._boxing import unpack_error
 from ._exceptions import (
     ContextCancelled,
@@ -593,16 +592,22 @@ class Context:
     @property
     def repr_state(self) -> str:
         """One word or two for where it stands."""
+        from . import _ctx_repr  # only to show one
+
         return _ctx_repr.state(self)
 
     def repr_outcome(self, show_error_fields: bool = False) -> str:
         """The outcome on one line."""
         if self.maybe_error is None and self._result is Unresolved:
             return 'Unresolved'
+        from . import _ctx_repr  # only to show one
+
         return _ctx_repr.outcome(self)
 
     def pformat(self) -> str:
         """Several lines for a report."""
+        from . import _ctx_repr  # only to show one
+
         return _ctx_repr.block(self)
 
     __repr__ = pformat

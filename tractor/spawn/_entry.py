@@ -22,7 +22,7 @@ from ..runtime import _state
 from ..runtime._boot import async_main
 from ..trionics._beg import strip
 from ..trionics.patches import apply_all
-from . import _lifeline, _reap
+from . import _lifeline
 
 if TYPE_CHECKING:
     from ..runtime._runtime import Actor
@@ -72,7 +72,9 @@ def _trio_main(
         log.cancel('interrupted by the operating system')
     finally:
         if _lifeline.is_orphan():
-            _reap.sweep()  # nobody else is left to do it for the parent
+            from . import _reap  # only for who is left by all
+
+            _reap.sweep()  # nobody else does it for the parent
         _state._last_actor_terminated = actor
         _state._current_actor = None
 
