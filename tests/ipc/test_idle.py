@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from types import SimpleNamespace
 
 import pytest
@@ -130,10 +131,29 @@ def test_a_peer_that_is_rarely_looked_for_costs_nothing_between(run, looking, ca
     run(main)
 
 
+def test_a_use_now_and_then_keeps_the_instrument(run, monkeypatch):
+    """It is taken out after so many passes in a row without any."""
+    monkeypatch.setenv('TRACTOR_BUSY_POLL', '0')
+
+    async def main(transport, peer):
+        hook = IdleHook.install()
+        for _ in range(3):
+            await transport.send(StartAck('c', 'context'))
+            hook.before_io_wait(10)
+            for _ in range(UNUSED_PASSES - 1):
+                hook.before_io_wait(0)
+            assert hook._is_called
+        hook.before_io_wait(0)
+        assert not hook._is_called
+        IdleHook.remove()
+
+    run(main)
+
+
 @pytest.mark.parametrize('name', ['flush', 'fileno'])
-def test_an_instrument_that_was_interrupted_is_used_again(run, monkeypatch, name):
-    """A signal handler that raises amid a flush or a look does not cost the next."""
-    raising = [SystemExit(1)]
+def test_what_a_signal_handler_raises_is_not_lost(run, monkeypatch, name):
+    """Amid a flush or a look, too, it ends the run, as anywhere else in the loop."""
+    raising = [SystemExit(7)]
     real = getattr(Outbox, name)
 
     def interrupted(outbox):
@@ -142,19 +162,21 @@ def test_an_instrument_that_was_interrupted_is_used_again(run, monkeypatch, name
         return real(outbox)
 
     async def main(transport, peer):
-        IdleHook.install()
-        monkeypatch.setattr(Outbox, name, interrupted)
-        await transport.send(StartAck('1', 'context'))
-        await transport.send(Stop('1'))
-        await trio.sleep(0.001)
-        assert not raising
-        await transport.send(StartAck('2', 'context'))
-        await wait_all_tasks_blocked()
-        assert len(peer.recv(1000)) > 0
-        assert IdleHook.current()._is_called
-        IdleHook.remove()
+        hook = IdleHook.install()
+        try:
+            await transport.send(StartAck('1', 'context'))
+            if name == 'fileno':
+                await transport.send(Stop('1'))
+            monkeypatch.setattr(Outbox, name, interrupted)
+            hook.before_io_wait(10)
+            assert not raising
+            await trio.sleep_forever()
+        finally:
+            IdleHook.remove()
 
-    run(main)
+    with pytest.raises(trio.TrioInternalError) as caught:
+        run(main)
+    assert caught.value.__cause__.subgroup(SystemExit) is not None
 
 
 # Looking for an answer
@@ -203,13 +225,18 @@ def test_a_look_ends_with_its_time(run, looking):
 
 
 def test_a_look_keeps_no_deadline_waiting(run, looking):
-    """It takes no longer than until the next task wants to run."""
+    """It takes no longer than until the next task wants to run, then goes on."""
     looking.step = WINDOW / 20
 
     async def main(transport, peer):
-        hook, _ = await ask(transport)
+        hook, outbox = await ask(transport)
         hook.before_io_wait(WINDOW / 4)
         assert looking.offers == pytest.approx(5, abs=1)
+        assert outbox.expects
+        hook.before_io_wait(10)
+        assert looking.offers == pytest.approx(20, abs=2)
+        assert not outbox.expects
+        assert outbox.polling.left == 2
         IdleHook.remove()
 
     run(main)
@@ -268,6 +295,103 @@ def test_whatever_wakes_the_loop_ends_the_look(run, looking):
         IdleHook.remove()
 
     run(main)
+
+
+def test_an_answer_that_was_read_is_not_looked_for(run, looking):
+    """It came while other tasks kept the loop busy."""
+
+    async def main(transport, peer):
+        hook, outbox = await ask(transport)
+        peer.send(peer.recv(1000))
+        assert await transport.recv() == Stop('c')
+        hook.before_io_wait(10)
+        assert looking.offers == 0
+        looking.step = WINDOW
+        await transport.send(Stop('c'))
+        hook.before_io_wait(10)
+        assert looking.offers == 1
+        assert outbox.polling.left == 2
+        IdleHook.remove()
+
+    run(main)
+
+
+def test_what_is_sent_meanwhile_does_not_prolong_the_look(run, looking):
+    """One who does not answer is not looked for all the time since it is sent more."""
+    looking.step = WINDOW / 20
+
+    async def main(transport, peer):
+        await wait_all_tasks_blocked()
+        hook, outbox = await ask(transport)
+        call_soon = trio.lowlevel.current_trio_token().run_sync_soon
+        looking.meanwhile = lambda offers: offers % 8 or call_soon(len, '')
+        while outbox.polling.left < 2:
+            await transport.send(Stop('c'))
+            hook.before_io_wait(10)
+            await wait_all_tasks_blocked()
+        assert looking.offers == pytest.approx(20, abs=1)
+        IdleHook.remove()
+
+    run(main)
+
+
+def test_each_peer_has_its_own_time(run, looking, raw_pair, make_transport):
+    """Who is asked later is looked for longer."""
+    looking.step = WINDOW / 20
+
+    async def main(transport, peer):
+        await wait_all_tasks_blocked()
+        other = make_transport(raw_pair()[0])
+        hook, outbox = await ask(transport)
+        call_soon = trio.lowlevel.current_trio_token().run_sync_soon
+        looking.meanwhile = lambda offers: offers % 15 or call_soon(len, '')
+        hook.before_io_wait(10)
+        await wait_all_tasks_blocked()
+        await other.send(Stop('c'))
+        hook.before_io_wait(10)
+        await wait_all_tasks_blocked()
+        assert looking.offers == 30
+        assert not outbox.expects
+        assert other._outbox.expects
+        hook.before_io_wait(10)
+        assert looking.offers == pytest.approx(35, abs=1)
+        assert not other._outbox.expects
+        IdleHook.remove()
+
+    run(main)
+
+
+def test_who_was_asked_without_a_hook_is_looked_for_later(run, looking):
+    """Messages before it was there do not count."""
+
+    async def main(transport, peer):
+        for _ in range(5):
+            await transport.send(Stop('c'))
+        hook, outbox = await ask(transport)
+        assert outbox.expects
+        hook.before_io_wait(10)
+        assert looking.offers > 0
+        IdleHook.remove()
+
+    run(main)
+
+
+def test_no_look_below_another_loop():
+    """In guest mode the host's tasks would wait for the end of the look."""
+    steps = queue.SimpleQueue()
+    windows = []
+
+    async def main():
+        windows.append(IdleHook.install()._window)
+        IdleHook.remove()
+
+    trio.lowlevel.start_guest_run(
+        main, run_sync_soon_threadsafe=steps.put, done_callback=steps.put
+    )
+    while callable(step := steps.get(timeout=5)):
+        step()
+    step.unwrap()
+    assert windows == [0]
 
 
 def test_other_events_do_not_prolong_the_look(run, looking):

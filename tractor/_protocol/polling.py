@@ -4,23 +4,23 @@ When looking for an answer pays, and when sleeping is better.
 An answer that comes soon is met earlier by who looks for it than by who has to be
 woken; looking for one that does not come takes a core's time for nothing.  So a look in
 vain makes the next ones rarer, and one that was not makes them frequent again.  Counted
-in messages; there is no clock here.  `ipc/_idle` looks.
+in occasions, such as a message sent; there is no clock here.  `ipc/_idle` looks.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-MAX_MISSES: Final = 10  # at the worst one look for 1024 messages
+MAX_MISSES: Final = 10  # at the worst one look on 1024 occasions
 
 
 class Polling:
     """
-    Whether to look for the answer to a message, by how it went before.
+    Whether to look for what may come, by how it went before.
 
     Attributes:
-        left: Messages until one is looked for.  Who sends counts down by one and looks
-            when it comes to 0; below that a look is due already.
+        left: Occasions until the next look.  At each it is counted down by one; a look
+            is due at 0 and below.
     """
 
     __slots__ = ('_misses', 'left')

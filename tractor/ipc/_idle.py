@@ -59,12 +59,14 @@ class IdleHook(trio.abc.Instrument):
 
     def __init__(self) -> None:
         window = _state.env_busy_poll() / 1e6  # seconds that one look may take
+        runner = GLOBAL_RUN_CONTEXT.runner
         # Readable as soon as anything happens, a signal or a thread's call included.
-        epoll = getattr(GLOBAL_RUN_CONTEXT.runner.io_manager, '_epoll', None)
+        epoll = getattr(runner.io_manager, '_epoll', None)
         self._loop_fd: int = -1 if epoll is None else epoll.fileno()
-        # Without a way to offer the core to others, others would pay for it.
-        can_look = epoll is not None and hasattr(os, 'sched_yield')
-        self._window = window if can_look else 0.0
+        # Others would pay for it where the core cannot be offered to them, and where
+        # another loop is the host of this one.
+        is_fair = hasattr(os, 'sched_yield') and not runner.is_guest
+        self._window = window if is_fair and epoll is not None else 0.0
         self._is_called = False
         self._unused = 0  # passes since there was something to do
         self._token = trio.lowlevel.current_trio_token()
@@ -89,6 +91,7 @@ class IdleHook(trio.abc.Instrument):
             _hook.set(None)
             if hook._is_called:
                 trio.lowlevel.remove_instrument(hook)
+            hook._forget()
             hook.flush()
 
     @staticmethod
@@ -108,31 +111,31 @@ class IdleHook(trio.abc.Instrument):
             if not self._is_called:
                 self._be_called()
             self._expected[outbox] = 0.0
+            outbox.expects = True
 
     def _be_called(self) -> None:
         trio.lowlevel.add_instrument(self)
         self._is_called = True
-        self._unused = 0
 
     def before_io_wait(self, timeout: float) -> None:
-        """Flush if nothing can run, or if the loop has not been idle for too long."""
-        if not (self._held or self._expected):
-            self._unused += 1
-            if self._unused >= UNUSED_PASSES:
-                trio.lowlevel.remove_instrument(self)
-                self._is_called = False
-            return
-        self._unused = 0
+        """Flush and look if nothing can run, or flush if that takes too long."""
         try:
             if self._held:
                 self._passes += 1
                 self._flush_if_idle(timeout)
+            elif not self._expected:
+                self._unused += 1
+                if self._unused >= UNUSED_PASSES:
+                    trio.lowlevel.remove_instrument(self)
+                    self._is_called = False
+                return
+            self._unused = 0
             if self._expected and timeout > 0:
                 self._look(timeout)
-        except BaseException:
-            # A signal's handler, for one.  The loop drops an instrument that raises.
-            self._is_called = False
-            raise
+        except BaseException as err:
+            # A signal's handler, for one: out of here the loop would log it and go on.
+            self._forget()
+            self._token.run_sync_soon(_raise, err)
 
     def _flush_if_idle(self, timeout: float) -> None:
         # A clock that jumps, and `wait_all_tasks_blocked()`, give 0 to an idle loop.
@@ -154,45 +157,67 @@ class IdleHook(trio.abc.Instrument):
 
     def _look(self, timeout: float) -> None:
         """Look until something happens, or the time is over."""
-        expected, self._expected = self._expected, {}
+        if len(self._expected) > MAX_EXPECTED:
+            self._forget()
+            return
         poll = select.poll()
         poll.register(self._loop_fd, select.POLLIN)
         awaited = {}
         now = last = perf_counter()
-        for outbox, end in expected.items():
-            outbox.polling.unknown()  # until there is a verdict
+        for outbox, end in self._expected.items():
+            fd = outbox.fileno()
             # Who has not read everything has nothing to answer.
-            if (fd := outbox.fileno()) != -1 and not outbox.is_queued:
-                poll.register(fd, select.POLLIN)
-                awaited[fd] = outbox, end or now + self._window
-                last = max(last, awaited[fd][1])
-        if not awaited or len(awaited) > MAX_EXPECTED:
+            if fd == -1 or outbox.is_queued or not outbox.expects:
+                continue
+            poll.register(fd, select.POLLIN)
+            awaited[fd] = outbox, end or now + self._window
+            last = max(last, awaited[fd][1])
+        if not awaited:
+            self._forget()
             return
-        came = poll.poll(0)
+        came: list[tuple[int, int]] | None = poll.poll(0)
         is_late = not came
         if is_late:
             came = self._poll_until(poll, min(last, now + timeout))
             now = perf_counter()
-        for fd, _ in came:
-            if fd in awaited and is_late:
-                awaited[fd][0].polling.hit()
-            awaited.pop(fd, None)
+        for fd, _ in came or ():
+            if fd in awaited:
+                outbox, _ = awaited.pop(fd)
+                if is_late:
+                    outbox.polling.hit()
+                else:
+                    outbox.polling.unknown()
+        # Those for whom there is time left: it was a deadline, or somebody else.
+        still = {}
         for outbox, end in awaited.values():
-            if came and end > now:  # something else did, and it still may
-                self._expected[outbox] = end
+            if came is not None and end > now:
+                still[outbox] = end
+                del self._expected[outbox]
             else:
                 outbox.polling.missed()
+        self._forget()
+        self._expected = still
+
+    def _forget(self) -> None:
+        """Look for nothing more until it is asked for again."""
+        for outbox in self._expected:
+            outbox.expects = False
+        self._expected.clear()
 
     @staticmethod
-    def _poll_until(poll: select.poll, end: float) -> list[tuple[int, int]]:
-        """Return what came in time; nothing also if it would be at others' expense."""
+    def _poll_until(poll: select.poll, end: float) -> list[tuple[int, int]] | None:
+        """Return what came in time; `None` if that would be at others' expense."""
         now = perf_counter()
         while True:
             os.sched_yield()
             before = now
             came = poll.poll(0)
             now = perf_counter()
-            if now >= end or now - before > CONTENDED:
-                return []
-            if came:
+            if now - before > CONTENDED:
+                return None
+            if came or now >= end:
                 return came
+
+
+def _raise(err: BaseException) -> None:
+    raise err

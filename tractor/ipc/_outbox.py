@@ -15,7 +15,7 @@ next sender.  The hook also learns what was written and may be answered soon.
 
 The socket is used by its file descriptor, which is fetched again after every wait:
 another task may have closed it, and the number may be somebody else's.  Errors are
-those of a `trio.SocketStream`.  Used by `_transport` only.
+those of a `trio.SocketStream`.  Filled by `_transport`, looked after by `_idle`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class Outbox:
     Attributes:
         buffer: A sender puts its whole frame here, prefix included, then calls `post()`
             or `hold()` without a checkpoint in between.
-        polling: When to look for the answer to what is sent.
+        expects: Something may come soon, and is to be looked for.  Who reads from the
+            socket resets it.
+        polling: When that pays.
     """
 
     __slots__ = (
@@ -96,11 +98,13 @@ class Outbox:
         '_sock',
         '_waiting',
         'buffer',
+        'expects',
         'polling',
     )
 
     def __init__(self, sock: trio.socket.SocketType, lock: trio.StrictFIFOLock) -> None:
         self.buffer = bytearray(PREFIX_SIZE)
+        self.expects = False
         self.polling = Polling()
         self._sock = sock
         self._lock = lock  # held by who waits for the socket
@@ -151,7 +155,7 @@ class Outbox:
         """Something may come soon: have it looked for, if that pays."""
         polling = self.polling
         polling.left -= 1
-        if not polling.left and (hook := IdleHook.current()) is not None:
+        if polling.left <= 0 and not self.expects and (hook := IdleHook.current()):
             hook.look_for(self)
 
     def hold(self, idle: IdleHook) -> None:

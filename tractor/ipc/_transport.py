@@ -507,6 +507,7 @@ class MsgpackTransport:
                 continue
             except OSError as err:
                 raise translated(err, sock) from err
+            self._outbox.expects = False
             # A read that filled its buffer leaves more behind, most likely.
             self._reads_ahead = self._reads_ahead + 1 if len(data) == size else 0
             return data
