@@ -19,6 +19,8 @@ from tractor.ipc._idle import (
     IdleHook,
 )
 from tractor.ipc._outbox import Outbox
+from tractor.ipc._transport import READ_SIZE
+from tractor.msg._codec import _def_tractor_codec
 from tractor.msg.types import StartAck, Stop
 
 WINDOW = 200e-6  # seconds
@@ -500,16 +502,18 @@ def test_a_full_socket_is_not_looked_at(run, looking, make_yield):
     run(main)
 
 
-def test_the_rest_of_a_frame_is_looked_for(run, looking):
-    """A large message comes in pieces, one soon after the other."""
+@pytest.mark.parametrize(('size', 'looks'), [(READ_SIZE, 5), (READ_SIZE - 1, 0)])
+def test_the_rest_of_a_frame_is_looked_for(
+    run, looking, raw_pair, make_transport, make_yield, size, looks
+):
+    """A large piece of a message has the next one close behind, a small one not."""
 
-    async def main(transport, peer):
+    async def main(unused, unused_peer):
+        end, peer = raw_pair()
+        transport = make_transport(end)
         hook = IdleHook.install()
-        await transport.send(Stop('c'))
-        hook.before_io_wait(10)  # in vain
-        frame = peer.recv(1000)
-        assert transport._outbox.polling.left == 2
-        looking.offers = 0
+        message = make_yield('big', READ_SIZE)
+        frame = bytes(transport._encode(message, _def_tractor_codec, bytearray(4)))
         got = []
 
         async def receive():
@@ -517,13 +521,14 @@ def test_the_rest_of_a_frame_is_looked_for(run, looking):
 
         async with trio.open_nursery() as tn:
             tn.start_soon(receive)
-            for piece in (frame[:3], frame[3:6]):
-                peer.send(piece)
-                await wait_all_tasks_blocked()
-            looking.meanwhile = lambda offers: offers == 5 and peer.send(frame[6:])
+            peer.send(frame[:size])
+            await wait_all_tasks_blocked()
+            looking.meanwhile = lambda offers: offers == 5 and peer.send(frame[size:])
             hook.before_io_wait(10)
-            assert looking.offers == 5
-        assert got == [Stop('c')]
+            assert looking.offers == looks
+            if not looks:
+                peer.send(frame[size:])
+        assert [msg.cid for msg in got] == ['big']
         IdleHook.remove()
 
     run(main)

@@ -192,10 +192,10 @@ class IdleHook(trio.abc.Instrument):
         for outbox, end in awaited.values():
             if came is not None and end > now:
                 still[outbox] = end
-                del self._expected[outbox]
             else:
                 outbox.polling.missed()
-        self._forget()
+        for outbox in self._expected.keys() - still.keys():
+            outbox.expects = False
         self._expected = still
 
     def _forget(self) -> None:

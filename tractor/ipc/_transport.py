@@ -446,8 +446,8 @@ class MsgpackTransport:
                 raise self._close_on(err) from err
             if frames and (batch := self._decode(frames)):
                 return batch
-            if self._sock is not None:
-                self._outbox.expect()  # the rest of a large frame, mostly
+            if len(data) >= READ_SIZE and self._sock is not None:
+                self._outbox.expect()  # the rest, from a peer that writes fast
 
     async def drain(self) -> AsyncGenerator[Any]:
         """Read until the peer is gone, then yield all that came, also `drained`."""
