@@ -199,8 +199,8 @@ async def messages_one_core(quick: bool) -> dict[str, float]:
     """
     The same where the scheduler cannot choose.
 
-    Over two cores a round trip takes once or three times as long, whichever kind of
-    actor, depending on whether the peer has to be woken on the other core.
+    Over two cores each end looks for the answer while the other one works, so that less
+    of what they cost is seen.
     """
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     return await messages(quick)
