@@ -305,9 +305,18 @@ def test_an_answer_that_was_read_is_not_looked_for(run, looking):
     async def main(transport, peer):
         hook, outbox = await ask(transport)
         peer.send(peer.recv(1000))
-        assert await transport.recv() == Stop('c')
-        hook.before_io_wait(10)
-        assert looking.offers == 0
+
+        async def be_busy():
+            while True:
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as tn:
+            tn.start_soon(be_busy)
+            assert await transport.recv() == Stop('c')
+            assert outbox in hook._expected
+            hook.before_io_wait(10)
+            assert looking.offers == 0
+            tn.cancel_scope.cancel()
         looking.step = WINDOW
         await transport.send(Stop('c'))
         hook.before_io_wait(10)
