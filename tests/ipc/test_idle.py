@@ -126,7 +126,7 @@ def test_a_peer_that_is_rarely_looked_for_costs_nothing_between(run, looking, ca
         calls.clear()
         for _ in range(10):
             await transport.send(Stop('c'))
-            await trio.sleep(0.0001)
+            await wait_all_tasks_blocked()
         assert calls == []
         IdleHook.remove()
 
@@ -549,7 +549,7 @@ def test_looking_can_be_switched_off(run, looking, monkeypatch, calls):
 
     async def main(transport, peer):
         await ask(transport)
-        await trio.sleep(0.001)
+        await wait_all_tasks_blocked()
         assert calls == []
         IdleHook.remove()
 
