@@ -12,6 +12,7 @@ import trio.testing
 import tractor
 from tractor import ContextCancelled, RemoteActorError, TransportClosed
 from tractor._exceptions import StreamOverrun
+from tractor.runtime import _msgloop
 
 QUEUE_SIZE = 64
 
@@ -22,28 +23,26 @@ async def wait_until_sent() -> None:
     await sent.wait()
 
 
-LONG = 16_384
+LONG = 16 * 2**20  # more than a socket holds, and than is read amid a few sends
 
 
 @tractor.context
 async def answer_at_length(ctx: tractor.Context, mark: str) -> None:
     """Make the file `mark` once an answer finds no room."""
-    sending = 0
+    _msgloop.CONGESTED = 30  # this machine may be busy
+    is_sending = False
 
     async def watch() -> None:
-        seen = -1
-        while not sending or seen != sending:
-            seen = sending
+        while not is_sending:
             await trio.testing.wait_all_tasks_blocked(0.01)
         Path(mark).touch()  # noqa: ASYNC240  an instant, in a file system
 
     await ctx.started()
-    async with ctx.open_stream() as stream, trio.open_nursery() as tn:
+    async with ctx.open_stream(msg_buffer_size=1) as stream, trio.open_nursery() as tn:
         tn.start_soon(watch)
         async for number in stream:
-            sending = number + 1
+            is_sending = True
             await stream.send(bytes(number + LONG))
-            sending = 0
 
 
 @tractor.context
@@ -278,17 +277,16 @@ def test_one_task_sends_while_another_receives(run_tree):
 
 def test_reader_that_waits_for_its_peer_to_read_is_given_time(run_tree, tmp_path):
     """It keeps up; what stops it is the full socket of its own answers."""
-    count = 200
+    count = 4
     mark = tmp_path / 'blocked'
 
     async def body(an):
         portal = await start(an)
         async with portal.open_context(answer_at_length, mark=str(mark)) as (ctx, _):
-            # Room for every answer here, so that only the child can be too slow.
-            async with ctx.open_stream(msg_buffer_size=count) as stream:
+            async with ctx.open_stream() as stream:
                 for number in range(count):
                     await stream.send(number)
-                end = time.monotonic() + 5
+                end = time.monotonic() + 30
                 while not mark.exists():
                     assert time.monotonic() < end, 'no answer found the socket full'
                     time.sleep(0.01)  # noqa: ASYNC251  it is to read nothing meanwhile
