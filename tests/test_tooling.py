@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from itertools import chain
@@ -219,3 +220,42 @@ def test_every_requirement_has_a_pin_within_its_range():
 def test_script_can_be_started(name: str):
     """The commands that the README names can be run as they are."""
     assert os.access(ROOT / name, os.X_OK)
+
+
+LOG: Final = """\
+nox > Running session tests-3.12
+nox > python -m pytest --spawn-backend=trio tests
+ERROR    tractor:_rpc.py::10 what a log record looks like
+FAILED tests/test_x.py::test_x[uds] - AssertionError: no
+assert 1 < 2
+ERROR tests/test_y.py::test_y - Failed: left behind
+===== 1 failed, 2915 passed, 1 error in 230.84s (0:03:50) =====
+nox > python -m pytest --spawn-backend=mp_spawn tests
+nox > Running session fuzz
+nox > python -m pytest tests
+3 passed in 1.72s
+"""
+
+
+def test_gate_repeats_how_each_run_ended_and_what_failed(tmp_path):
+    """Where the whole output is cut, these lines are what is left of it."""
+    (tmp_path / 'log').write_text(LOG, encoding='utf-8')
+    function = "sed -n '/^closing_lines()/,/^}/p' .ci/run"
+    done = subprocess.run(
+        ['bash', '-c', f'log={tmp_path}/log; eval "$({function})"; closing_lines'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        'tests-3.12 trio:',
+        'FAILED tests/test_x.py::test_x[uds] - AssertionError: no',
+        'ERROR tests/test_y.py::test_y - Failed: left behind',
+        '===== 1 failed, 2915 passed, 1 error in 230.84s (0:03:50) =====',
+        'tests-3.12 mp_spawn:',
+        'no closing line: it did not come to its end',
+        'fuzz:',
+        '3 passed in 1.72s',
+    ]
