@@ -77,6 +77,7 @@ class Phase:
         self.pythons: list[str] = table['pythons']
         self.landed: str | None = table.get('landed')  # the merge
         self.moves: str | None = table.get('move')  # the folder it only moves code in
+        self.mends: list[str] = table.get('mends', [])  # commits since it has landed
         self.folder = ROOT / 'patches' / name
         self.cover = self.folder / '0000-cover-letter.patch'
         self.series = self.folder / 'series'
@@ -198,16 +199,19 @@ def verify(name: str, quick: bool, pythons: list[str]) -> None:
         raise Trouble(f'{name} is verified on Python {within}, not on {outside}')
     path = interpreters(pythons or phase.pythons)
     rows: list[tuple[Any, ...]] = [COLUMNS]
-    failed = []
+    failed, reasons = list[str](), Counter[str]()
     with worktree(base_commit(phases, name)) as folder:
         patches = [(b.name, p) for b in stack(phases, name) for p in apply(b, folder)]
         say(*(f'{below}: applied {patch}' for below, patch in patches), sep='\n')
+        for commit in (c for below in stack(phases, name) for c in below.mends):
+            mend = git('format-patch', '-1', '-o', str(folder), commit)
+            git(*COMMITTER, *AM, '--3way', '--include=tractor/*', mend, cwd=folder)
+            say(f'{name}: mended by', git('log', '-1', '--format=%h %s', commit))
         say(f'{name}: lint and types')
         if not run_nox(folder, path, '-s', 'lint', 'types')[0]:
             failed.append('lint or types')
-        versions, reasons = pythons or phase.pythons, Counter[str]()
         tail = ('--', '-rs', '--quick')[: 2 + quick]
-        for version in versions:
+        for version in pythons or phase.pythons:
             say(f'{name}: tests on Python {version}')
             passed, counts = run_nox(folder, path, '-s', f'tests-{version}', *tail)
             if not passed or not counts['passed']:

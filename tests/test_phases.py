@@ -26,7 +26,7 @@ import nox
 
 @nox.session(python=False)
 def lint(session):
-    session.log('linted')
+    session.log('linted ' + Path('tractor/__init__.py').read_text())
 
 
 @nox.session(python=False)
@@ -276,6 +276,23 @@ def test_verify_ends_with_a_table(repo):
     ]
     assert row.split()[:5] == ['phase_b', HERE, '2', '5', '3']
     assert reason.strip() == '3 skipped: this is too old'
+
+
+def test_verify_takes_over_what_was_mended_since(repo):
+    """What the commit changed in the package, whatever it did to files not there."""
+    repo.write('tests/test_later.py', 'assert 1\n')
+    repo.commit('Add a test')
+    repo.write('tests/test_later.py', 'assert 2\n')
+    repo.write('tractor/__init__.py', '"""Mended."""\n')
+    mend = repo.commit('Mend the package')
+    queue = (repo.folder / 'patches/queue.toml').read_text(encoding='utf-8')
+    mended = queue.replace('move =', f'mends = ["{mend}"]\nmove =')
+    repo.write('patches/queue.toml', mended)
+    status, text = repo.phases('verify', 'phase_b')
+    assert status == 0, text
+    assert f'phase_b: mended by {mend[:7]} Mend the package' in text
+    assert 'linted """Mended."""' in text
+    assert repo.phases('queue')[0] == 0
 
 
 def test_verify_fails_with_the_tests(repo):
