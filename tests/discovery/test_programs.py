@@ -17,7 +17,7 @@ from tractor._testing import repodir
 from tractor._testing.addr import get_rando_addr
 from tractor.discovery import _api
 
-DEADLINE: Final = 10.0
+DEADLINE: Final = 30.0
 
 
 @pytest.fixture(params=['tcp', 'uds'])

@@ -26,6 +26,12 @@ from tractor.msg.types import StartAck, Stop
 WINDOW = 200e-6  # seconds
 
 
+@pytest.fixture(autouse=True)
+def default_window(monkeypatch):
+    """What the user of this machine chose does not matter."""
+    monkeypatch.delenv('TRACTOR_BUSY_POLL', raising=False)
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """The timeouts with which the loop called the instrument."""

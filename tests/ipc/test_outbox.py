@@ -171,11 +171,11 @@ def test_all_senders_cancelled_at_once(run, make_yield):
     """If everybody in line is cancelled, only the frame that was begun arrives."""
 
     async def main(transport, peer):
-        with trio.move_on_after(0.01):
-            async with trio.open_nursery() as tn:
-                for number in range(5):
-                    tn.start_soon(transport.send, make_yield(number, BIG))
-                    await trio.lowlevel.cancel_shielded_checkpoint()
+        async with trio.open_nursery() as tn:
+            for number in range(5):
+                tn.start_soon(transport.send, make_yield(number, BIG))
+                await wait_all_tasks_blocked()
+            tn.cancel_scope.cancel()
         got = await receive(peer, 1)
         await transport.send(Stop('next'))
         got += await receive(peer, 1)

@@ -297,11 +297,11 @@ def test_waiting_for_a_locked_directory_can_be_cancelled(addr, locked):
     """Who locks a directory holds up neither the other tasks nor a cancellation."""
 
     async def main():
-        with trio.fail_after(1), trio.move_on_after(0.02) as scope:
+        with trio.fail_after(5), trio.move_on_after(0.02) as scope:
             await start_listener(addr)
         assert scope.cancelled_caught
         assert not addr.sockpath.exists()
-        with trio.fail_after(1):
+        with trio.fail_after(5):
             async with trio.open_nursery() as tn:
                 tn.start_soon(start_and_close, addr)
                 await wait_all_tasks_blocked()

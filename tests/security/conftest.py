@@ -23,7 +23,7 @@ import trio
 
 import tractor
 from tractor._testing import repodir
-from tractor.ipc import Channel
+from tractor.ipc import Channel, _uds
 from tractor.msg.types import Aid
 
 HERE: Final = Path(__file__).parent
@@ -99,9 +99,8 @@ class Server:
         """Connect and say nothing."""
         if self.transport == 'tcp':
             return await trio.open_tcp_stream(*self.addr)
-        sock = trio.socket.socket(trio.socket.AF_UNIX)
-        await sock.connect('/'.join(map(str, self.addr)))
-        return trio.SocketStream(sock)
+        # Which waits while the queue of connections is full; trio's own does not.
+        return await _uds._connect('/'.join(map(str, self.addr)))
 
     async def introduce(self, name: str = 'stranger') -> Channel:
         """Connect and shake hands, as a process of ours that is no actor."""
