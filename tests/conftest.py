@@ -27,7 +27,7 @@ from typing import Any, Final
 
 import pytest
 
-GRACE_SECONDS: Final = 2.0
+GRACE_SECONDS: Final = 6.0  # an actor that lost its parent may take 5
 POLL_SECONDS: Final = 0.02
 
 PROC: Final = Path('/proc')
@@ -165,6 +165,12 @@ def listed(directory: Path | str | None) -> set[str]:
         return set()
 
 
+def open_fds() -> set[str]:
+    """Return our descriptors, without that of the listing, whose number is free."""
+    folder = '/proc/self/fd'
+    return {name for name in listed(folder) if os.path.lexists(f'{folder}/{name}')}
+
+
 class Holdings:
     """What this process and its children hold at one moment, for comparison."""
 
@@ -174,7 +180,7 @@ class Holdings:
         self.pids = listed(PROC)
         self.threads = set(threading.enumerate())
         self.interpreters = interpreter_ids()
-        self.fds = listed('/proc/self/fd')
+        self.fds = open_fds()
         self.sockets = listed(socket_directory())
         self.segments = listed(SHARED_MEMORY)
 
@@ -243,8 +249,7 @@ class Holdings:
 
     def leaked_fds(self) -> Iterator[Leak]:
         """Give new file descriptors, except those that lead to a helper."""
-        for name in listed('/proc/self/fd') - self.fds - helper_fds():
-            # The descriptor of the listing itself is closed by now.
+        for name in open_fds() - self.fds - helper_fds():
             with contextlib.suppress(OSError):
                 target = os.readlink(f'/proc/self/fd/{name}')
                 yield f'file descriptor {name} ({target})', nothing

@@ -59,6 +59,9 @@ LEAKS = '''
     def test_descriptor():
         os.pipe()
 
+    def test_lone_descriptor():
+        os.open(os.devnull, os.O_RDONLY)
+
     def test_segment():
         segment = shared_memory.SharedMemory(create=True, size=1)
         resource_tracker.unregister(segment._name, 'shared_memory')
@@ -77,7 +80,7 @@ LEAKS = '''
         os.close(stopper)
 
     def test_slow_but_clean():
-        threading.Thread(target=threading.Event().wait, args=(0.1,)).start()
+        threading.Thread(target=threading.Event().wait, args=(0.02,)).start()
 
     def test_helpers_of_multiprocessing():
         resource_tracker.ensure_running()
@@ -121,6 +124,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> str:
             ),
         ),
         ('descriptor', r'file descriptor \d+ (pipe:*'),
+        ('lone_descriptor', r'file descriptor \d+ (/dev/null)'),
         (
             'segment',
             r'file descriptor \d+ (/dev/shm/psm_*); shared memory /dev/shm/psm_*',

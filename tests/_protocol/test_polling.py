@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tractor._protocol.polling import MAX_MISSES, Polling
@@ -81,6 +81,7 @@ def test_while_a_look_is_due_more_may_be_sent():
     assert looks(polling, 50, lambda polling: None) == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([Polling.hit, Polling.missed, Polling.unknown])))
 def test_a_look_is_never_further_off_than_the_limit(verdicts):
     """Whatever happened, one of the next 1024 messages is looked for."""

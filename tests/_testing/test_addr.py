@@ -16,6 +16,8 @@ def test_tcp_address_is_a_free_loopback_port_of_the_range():
     assert host == '127.0.0.1'
     assert 1024 <= port <= 10023
     with socket.socket() as listener:
+        # As a server does, so that connections of the past do not count.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
 
 

@@ -373,7 +373,7 @@ def test_tasks_inherit_the_codec(codec):
 
     async def main():
         go = trio.Event()
-        with trio.fail_after(1):
+        with trio.fail_after(10):
             async with trio.open_nursery() as tn:
                 tn.start_soon(report, 'before', go)
                 with apply_codec(codec):

@@ -129,7 +129,8 @@ class Tree:
         """Kill what is left, so that a failed round harms no other."""
         for pid in _procfs.all_pids():
             if self._is_ours(pid):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.proc.wait()
         assert self.proc.stdout is not None
         self.proc.stdout.close()

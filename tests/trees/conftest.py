@@ -20,7 +20,7 @@ import trio
 import tractor
 from tractor._testing import repodir
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 PROGRAM_DEADLINE = 25.0
 
 

@@ -171,11 +171,12 @@ def test_peer_that_stands_still_delays_no_deadline(run_tree):
 
     async def body(an):
         portal = await start(an)
-        with trio.move_on_after(0.5) as scope:
+        with trio.CancelScope() as scope:
             async with (
                 portal.open_context(stop_the_process) as (ctx, _),
                 ctx.open_stream() as stream,
             ):
+                scope.deadline = trio.current_time() + 0.5
                 while True:
                     await stream.send(bytes(60_000))
         assert scope.cancelled_caught

@@ -97,7 +97,7 @@ def run(main: Callable[[], Awaitable[Any]]) -> Any:
     """Run a program that opens its own root, under a deadline."""
 
     async def bounded() -> Any:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             return await main()
 
     return trio.run(bounded)

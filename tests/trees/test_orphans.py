@@ -164,6 +164,8 @@ import tractor
 async def main():
     async with tractor.open_nursery(registry_addrs=[REG_ADDR]) as an:
         portal = await an.start_actor('child')
+        async with tractor.wait_for_actor('child'):
+            pass  # it serves
         child = an._children[portal.chan.aid.uid][1].pid
         forked = os.fork()
         if not forked:

@@ -11,6 +11,8 @@ import tractor
 from tractor import RemoteActorError
 from tractor._exceptions import StreamOverrun
 
+told = trio.Event()
+
 
 @tractor.context
 async def be_deaf(ctx: tractor.Context) -> None:
@@ -21,9 +23,12 @@ async def be_deaf(ctx: tractor.Context) -> None:
 @tractor.context
 async def fail_when_told(ctx: tractor.Context) -> None:
     await ctx.started()
-    async with ctx.open_stream() as stream:
-        await stream.receive()
+    await told.wait()  # a stream that ends would be the end of its readers
     raise ValueError('on purpose')
+
+
+async def tell() -> None:
+    told.set()
 
 
 @tractor.context
@@ -101,9 +106,17 @@ def test_overrun_met_by_two_tasks_of_the_child_is_relayed_as_one(run_tree):
 
 def test_error_met_by_all_readers_is_one_error(run_tree):
     """The child's error, raised by each of them."""
+    met = []
 
     async def body(an):
         portal = await start(an)
+
+        async def read(stream):
+            try:
+                await stream.receive()
+            except RemoteActorError as error:
+                met.append(error)
+                raise
 
         async def listen():
             async with portal.open_context(fail_when_told) as (ctx, _):
@@ -111,11 +124,12 @@ def test_error_met_by_all_readers_is_one_error(run_tree):
                     tn.start_soon(read, stream)
                     tn.start_soon(read, stream)
                     tn.start_soon(ctx.wait_for_result)
-                    await stream.send('go')
+                    await portal.run(tell)
 
         with pytest.raises(RemoteActorError) as caught:
             await listen()
         assert caught.value.boxed_type is ValueError
+        assert met == [caught.value] * 2
         await an.cancel()
 
     run_tree(body)

@@ -457,8 +457,9 @@ def afk_alarm_w_trace(
 
     began = time.monotonic()
     previous = signal.signal(signal.SIGALRM, ring)
-    earlier, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    earlier = interval = 0.0
     try:
+        earlier, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     except BaseException as err:
         # Trio reports an interrupt, or a group, or that its loop was wrecked.
