@@ -120,7 +120,7 @@ def test_an_actor_that_was_asked_to_end_is_not_lost(run_tree):
 
 
 def test_a_flood_is_cut_off_silently(run_tree):
-    """Whether the child hears of the cancellation or of its overrun first."""
+    """Nobody tells the child of an overrun while it is asked to end."""
 
     async def body(an):
         portal = await start(an)

@@ -191,8 +191,8 @@ def test_two_sides_that_flood_each_other_are_told_at_once(run_tree):
     run_tree(body)
 
 
-def test_own_cancel_of_a_child_that_had_overrun_is_confirmed(run_tree):
-    """The answer is that it was cancelled, whatever else it was told."""
+def test_own_cancel_of_a_child_that_overruns_is_confirmed(run_tree):
+    """It is told of no overrun any more, so its answer is that it was cancelled."""
 
     async def body(an):
         portal = await start(an)
@@ -202,6 +202,7 @@ def test_own_cancel_of_a_child_that_had_overrun_is_confirmed(run_tree):
             outcome = await ctx.wait_for_result()
             assert isinstance(outcome, tractor.ContextCancelled)
             assert ctx.cancel_acked
+            assert not ctx._rx_chan.overran
         await an.cancel()
 
     run_tree(body)
