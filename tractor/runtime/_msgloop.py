@@ -56,6 +56,9 @@ async def process_messages(
         TransportClosed: This actor itself closed the channel while it was read.
         RemoteActorError: The peer's runtime failed, and no nursery owns it.
     """
+    if trio.lowlevel.current_task().eventual_parent_nursery is not None:
+        # A cancelled `start()` hands nobody over, but waits for the shielded task.
+        await trio.lowlevel.checkpoint_if_cancelled()
     actor = current_actor()
     cause: BaseException | None = None
     ended = actor._loops[chan] = trio.Event()

@@ -367,25 +367,41 @@ async def open_portal(
         await portal.aclose()
         return
     if tn is not None:
-        loop = await tn.start(process_messages, channel, shield)
-        try:
+        async with _reading(tn, channel, shield):
             portal = Portal(channel)
             yield portal
             await portal.aclose()
-        finally:
-            loop.cancel()
         return
     try:
-        async with trio.open_nursery() as own_tn:
-            loop = await own_tn.start(process_messages, channel, shield)
-            try:
-                portal = Portal(channel)
-                yield portal
-                await portal.aclose()
-            finally:
-                loop.cancel()
+        async with trio.open_nursery() as own_tn, _reading(own_tn, channel, shield):
+            portal = Portal(channel)
+            yield portal
+            await portal.aclose()
     except BaseExceptionGroup as group:
         raise strip(group) from None
+
+
+@asynccontextmanager
+async def _reading(
+    tn: trio.Nursery, channel: Channel, shield: bool
+) -> AsyncIterator[None]:
+    """Serve a channel in a task of the nursery until the block is left."""
+    scopes: list[trio.CancelScope] = []
+
+    async def read(task_status: trio.TaskStatus[None]) -> None:
+        class Started:  # a `start()` that Ctrl-C leaves returns no scope
+            def started(self, scope: trio.CancelScope) -> None:
+                scopes.append(scope)
+                task_status.started()
+
+        await process_messages(channel, shield, Started())  # type: ignore[arg-type]
+
+    try:
+        await tn.start(read)
+        yield
+    finally:
+        for scope in scopes:
+            scope.cancel()
 
 
 # Only a registrar stands in for a portal to itself.
