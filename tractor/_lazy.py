@@ -41,11 +41,7 @@ def lazy_exports(
         target = table.get(name)
         if target is None:
             raise AttributeError(f'module {module_name!r} has no attribute {name!r}')
-        # Loading trio only to protect from it what may run without it takes too long.
-        lowlevel = sys.modules.get('trio.lowlevel')
-        if (protect := getattr(lowlevel, 'enable_ki_protection', None)) is not None:
-            protect(_load)
-        value = _load(target, module_name)
+        value = load(target, module_name)
         vars(sys.modules[module_name])[name] = value
         return value
 
@@ -55,7 +51,16 @@ def lazy_exports(
     return getattr_lazily, dir_lazily, [n for n in table if not n.startswith('_')]
 
 
-def _load(target: str, package: str) -> Any:
+def load(target: str, package: str | None = None) -> Any:
+    """Return a module, or what it has; a Ctrl-C in a trio run waits meanwhile."""
+    # Loading trio only to protect from it what may run without it takes too long.
+    lowlevel = sys.modules.get('trio.lowlevel')
+    if (protect := getattr(lowlevel, 'enable_ki_protection', None)) is not None:
+        protect(_load)
+    return _load(target, package)
+
+
+def _load(target: str, package: str | None) -> Any:
     path, _, attribute = target.partition(':')
     module = import_module(path, package)
     return getattr(module, attribute) if attribute else module

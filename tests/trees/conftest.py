@@ -57,7 +57,7 @@ def run_program(
             cwd=cwd,
             env={
                 **os.environ,
-                'PYTHONPATH': str(repodir()),
+                'PYTHONPATH': f'{tmp_path}{os.pathsep}{repodir()}',
                 'TRACTOR_SPAWN_METHOD': spawn_backend,
             },
             capture_output=True,

@@ -99,40 +99,48 @@ async def main():
     check(done)
 
 
-def test_modules_load_under_protection(run_program):
-    """What the runtime imports in a run cannot be where a Ctrl-C is lost."""
-    done = run_program(
-        """
+WATCH = """
 import os
 import sys
 
-package = os.path.dirname(tractor.__file__)
-found = []
-unprotected = []
+def watch(event, args):
+    run = sys.modules.get('trio._core._run')
+    context = getattr(run, 'GLOBAL_RUN_CONTEXT', None)
+    if event != 'import' or not hasattr(context, 'runner'):
+        return
+    frame = sys._getframe(1)
+    package = sys.modules['tractor'].__path__[0]
+    while frame and not (path := frame.f_code.co_filename).startswith(package):
+        if path.endswith(('/program.py', '/pytest/__init__.py')):
+            return  # a user's own import
+        frame = frame.f_back
+    protected = sys.modules['trio.lowlevel'].currently_ki_protected()
+    with open(os.environ['WATCHED'], 'a') as file:
+        file.write(f'{protected} {args[0]} for {frame and frame.f_code.co_qualname}\\n')
 
-class Watch:
-    def find_spec(self, name, path=None, target=None):
-        frame = sys._getframe(1)
-        while 'importlib' in frame.f_code.co_filename:
-            frame = frame.f_back
-        if frame.f_code.co_filename.startswith(package):
-            found.append(name)
-            if not trio.lowlevel.currently_ki_protected():
-                unprotected.append(name)
-
-async def main():
-    async with tractor.open_nursery(registry_addrs=[REG_ADDR], loglevel='error') as an:
-        portal = await an.start_actor('child')
-        await portal.cancel_actor()
-
-if __name__ == '__main__':
-    sys.meta_path.insert(0, Watch())
-    trio.run(main)
-    assert 'tractor._root' in found
-    print(unprotected)
+sys.addaudithook(watch)
 """
+
+
+def test_modules_load_under_protection(run_program, tmp_path, monkeypatch):
+    """What the runtime has loaded in a run cannot be where a Ctrl-C is lost."""
+    (tmp_path / 'sitecustomize.py').write_text(WATCH)
+    monkeypatch.setenv('WATCHED', str(tmp_path / 'watched'))
+    done = run_program(
+        """
+async def main():
+    async with tractor.open_nursery(
+        registry_addrs=[REG_ADDR], loglevel='error', enable_transports=['tcp', 'uds']
+    ) as an:
+        portal = await an.start_actor('child', enable_modules=[__name__])
+        await portal.cancel_actor()
+"""
+        + RUN
     )
-    assert done.stdout == '[]\n', done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+    watched = (tmp_path / 'watched').read_text().splitlines()
+    assert any('True tractor._root ' in line for line in watched)
+    assert [line for line in watched if not line.startswith('True ')] == []
 
 
 @no_signals

@@ -162,6 +162,7 @@ class TCPAddress(Struct, frozen=True):  # type: ignore[misc]
     __str__ = __repr__
 
 
+@trio.lowlevel.enable_ki_protection  # looking up a host may load its codec
 async def start_listener(addr: TCPAddress, **kwargs: Any) -> trio.SocketListener:
     """
     Bind and listen.

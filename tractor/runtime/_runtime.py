@@ -372,6 +372,7 @@ class Actor:
         if tn is not None:
             tn.start_soon(send_if_reachable, chan, msg)
 
+    @trio.lowlevel.enable_ki_protection
     def load_modules(self) -> None:
         """Import what this actor serves, the parent's `__main__` first."""
         if self._parent_main_data:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, overload
 
 from tractor._exceptions import InternalError, NoRuntime, RuntimeFailure
+from tractor._lazy import load
 from tractor.log import set_context_provider
 from tractor.msg.pretty_struct import Struct
 
@@ -384,9 +385,7 @@ def get_rt_dir(subdir: str | Path | None = None, appname: str = 'tractor') -> Pa
     if sys.platform == 'darwin':
         path = Path(_DARWIN_TMPDIR) / f'{appname}-{os.getuid()}'
     else:
-        # Only who binds a socket file needs it.
-        import platformdirs
-
+        platformdirs = load('platformdirs')  # only who binds a socket file needs it
         with warnings.catch_warnings():
             # It warns where there is no login session, which is nobody's mistake.
             warnings.simplefilter('ignore')

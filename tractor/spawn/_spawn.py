@@ -182,6 +182,7 @@ async def _collect_result(
 # -- ending a process --------------------------------------------------------
 
 
+@trio.lowlevel.enable_ki_protection  # `join()` may load what it waits with
 async def proc_waiter(proc: Any) -> None:
     """Wait until a `multiprocessing.Process` has ended and its status is known."""
     await trio.lowlevel.wait_readable(proc.sentinel)
